@@ -1,0 +1,231 @@
+"""Every exception of creche, one root, grouped by who can act on it. It raises none of them.
+
+An error says what to do next and carries its facts as attributes; the message is built in the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+__all__ = [
+    "ConfigurationError",
+    "CrecheError",
+    "JobCancelled",
+    "JobError",
+    "JobFailed",
+    "JobNotFound",
+    "LeaseLost",
+    "ListenerDeaf",
+    "MissingExtra",
+    "NoCurrentJob",
+    "OptionInvalid",
+    "PayloadInvalid",
+    "QueueNotOpen",
+    "ResultInvalid",
+    "SchemaOutdated",
+    "StatementRejected",
+    "StorageError",
+    "StorageUnavailable",
+    "TaskInvalid",
+    "TypeTaken",
+    "UnknownDSN",
+    "UnknownType",
+    "UsageError",
+    "WaitTimeout",
+]
+
+
+class CrecheError(Exception):
+    """The root: `except CrecheError` catches whatever creche raises on purpose."""
+
+
+# --- the author of the calling code can act ---------------------------------------------------------
+
+
+class UsageError(CrecheError):
+    """The call itself is wrong; nothing was written."""
+
+
+class QueueNotOpen(UsageError):
+    """The queue was used outside `async with queue:`."""
+
+    def __init__(self) -> None:
+        super().__init__("the queue is not open: use `async with queue:` around this call")
+
+
+class NoCurrentJob(UsageError):
+    """`current_job()` was called outside a handler."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no current job here: this works only inside a handler that a worker runs")
+
+
+class OptionInvalid(UsageError, ValueError):
+    """An option of a dispatch, a task, a queue or a worker has a value that makes no sense."""
+
+    def __init__(self, option: str, value: object, rule: str) -> None:
+        self.option = option
+        self.value = value
+        self.rule = rule
+        super().__init__(f"{option}={value!r}: {rule}")
+
+
+class TaskInvalid(UsageError, TypeError):
+    """A function can't be a task, or a callable can't be a hook; the message says why."""
+
+
+class TypeTaken(UsageError):
+    """Two tasks were registered under one job type."""
+
+    def __init__(self, type: str) -> None:
+        self.type = type
+        super().__init__(f"the job type {type!r} is registered already: give one of the two tasks another name")
+
+
+class UnknownType(UsageError, LookupError):
+    """No task is registered under this job type."""
+
+    def __init__(self, type: str, near: Iterable[str] = ()) -> None:
+        self.type = type
+        self.near = tuple(near)
+        hint = f"; did you mean {', '.join(map(repr, self.near))}?" if self.near else ""
+        super().__init__(
+            f"no task is registered as {type!r}{hint} Register it with `@queue.task({type!r})`, or include "
+            "the module's tasks with `queue.include(tasks)`"
+            if not hint
+            else f"no task is registered as {type!r}{hint}"
+        )
+
+
+class PayloadInvalid(UsageError, ValueError):
+    """Arguments don't fit the handler's signature, or hold what some engine can't store.
+
+    `path` points into the payload in JSONPath style: `$` is the whole, `$.rows[3].price` one value.
+    """
+
+    def __init__(self, reason: str, *, path: str = "$", type: str | None = None) -> None:
+        self.reason = reason
+        self.path = path
+        self.type = type
+        where = f" of {type!r}" if type else ""
+        super().__init__(f"the payload{where} is refused at `{path}`: {reason}")
+
+
+class ResultInvalid(UsageError, ValueError):
+    """A handler returned what can't be stored as its result; the attempt counts as failed."""
+
+    def __init__(self, reason: str, *, path: str = "$", type: str | None = None) -> None:
+        self.reason = reason
+        self.path = path
+        self.type = type
+        where = f" of {type!r}" if type else ""
+        super().__init__(f"the result{where} can't be stored, at `{path}`: {reason}")
+
+
+# --- whoever installs or configures can act --------------------------------------------------------
+
+
+class ConfigurationError(CrecheError):
+    """The installation or its settings must change first."""
+
+
+class UnknownDSN(ConfigurationError, ValueError):
+    """The DSN names no storage that creche has."""
+
+    def __init__(self, scheme: str, known: Iterable[str]) -> None:
+        self.scheme = scheme
+        self.known = tuple(known)
+        super().__init__(f"no storage for DSNs that begin with {scheme!r}: use one of {', '.join(self.known)}")
+
+
+class MissingExtra(ConfigurationError, ImportError):
+    """A driver is not installed."""
+
+    def __init__(self, extra: str, module: str) -> None:
+        self.extra = extra
+        self.module = module
+        super().__init__(f"{module} is not installed: pip install 'creche[{extra}]'")
+
+
+class SchemaOutdated(ConfigurationError):
+    """The database's schema is older than this version of creche, or not there at all."""
+
+    def __init__(self, *, found: int, needed: int) -> None:
+        self.found = found
+        self.needed = needed
+        state = f"is at version {found}" if found else "is missing"
+        super().__init__(f"the database's schema {state}, version {needed} is needed: run `creche migrate`")
+
+
+# --- whoever runs the database can act -------------------------------------------------------------
+
+
+class StorageError(CrecheError):
+    """The database said no."""
+
+
+class StorageUnavailable(StorageError):
+    """The database can't be reached, or did not answer in time. What was sent may or may not have
+    taken effect; every write of creche can be sent again.
+    """
+
+
+class StatementRejected(StorageError):
+    """The database refused a statement for good: sending it again can't help."""
+
+
+class ListenerDeaf(StorageError):
+    """LISTEN succeeded but nothing is heard (PgBouncer in transaction mode does that): poll instead."""
+
+
+# --- whoever asked for the job can act -------------------------------------------------------------
+
+
+class JobError(CrecheError):
+    """How one job went."""
+
+    def __init__(self, job_id: UUID, message: str) -> None:
+        self.job_id = job_id
+        super().__init__(message)
+
+
+class JobNotFound(JobError, LookupError):
+    """No such job: it was never dispatched here, or its retention is over."""
+
+    def __init__(self, job_id: UUID) -> None:
+        super().__init__(job_id, f"there is no job {job_id}: never dispatched to this database, or pruned since")
+
+
+class JobFailed(JobError):
+    """The job used its last attempt. `type`, `message` and `traceback` are the last error's, as text."""
+
+    def __init__(self, job_id: UUID, *, type: str, message: str, traceback: str = "") -> None:
+        self.type = type
+        self.message = message
+        self.traceback = traceback
+        super().__init__(job_id, f"job {job_id} failed: {type}: {message}")
+
+
+class JobCancelled(JobError):
+    """The job was cancelled before it could complete."""
+
+    def __init__(self, job_id: UUID) -> None:
+        super().__init__(job_id, f"job {job_id} was cancelled")
+
+
+class LeaseLost(JobError):
+    """The attempt no longer owns its job: another worker may hold it now. Stop, write nothing more."""
+
+    def __init__(self, job_id: UUID) -> None:
+        super().__init__(job_id, f"the lease of job {job_id} is lost: another worker may have taken it over")
+
+
+class WaitTimeout(JobError, TimeoutError):
+    """The job was not over in time. It goes on; wait again, or cancel it."""
+
+    def __init__(self, job_id: UUID, timeout: float, status: Any) -> None:
+        self.timeout = timeout
+        self.status = status
+        super().__init__(job_id, f"job {job_id} is still {status} after {timeout:g} s")
