@@ -6,12 +6,14 @@ An error says what to do next and carries its facts as attributes; the message i
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 __all__ = [
     "ConfigurationError",
     "CrecheError",
+    "Discard",
     "JobCancelled",
     "JobError",
     "JobFailed",
@@ -24,8 +26,11 @@ __all__ = [
     "PayloadInvalid",
     "QueueNotOpen",
     "ResultInvalid",
+    "Retry",
     "SchemaOutdated",
+    "Snooze",
     "StatementRejected",
+    "Steer",
     "StorageError",
     "StorageUnavailable",
     "TaskInvalid",
@@ -90,13 +95,12 @@ class UnknownType(UsageError, LookupError):
     def __init__(self, type: str, near: Iterable[str] = ()) -> None:
         self.type = type
         self.near = tuple(near)
-        hint = f"; did you mean {', '.join(map(repr, self.near))}?" if self.near else ""
-        super().__init__(
-            f"no task is registered as {type!r}{hint} Register it with `@queue.task({type!r})`, or include "
-            "the module's tasks with `queue.include(tasks)`"
-            if not hint
-            else f"no task is registered as {type!r}{hint}"
+        hint = (
+            f"did you mean {' or '.join(map(repr, self.near))}?"
+            if self.near
+            else f"register it with `@queue.task({type!r})`, or include its module's with `queue.include(tasks)`"
         )
+        super().__init__(f"no task is registered as {type!r}: {hint}")
 
 
 class PayloadInvalid(UsageError, ValueError):
@@ -229,3 +233,59 @@ class WaitTimeout(JobError, TimeoutError):
         self.timeout = timeout
         self.status = status
         super().__init__(job_id, f"job {job_id} is still {status} after {timeout:g} s")
+
+
+# --- a handler steers its own job -------------------------------------------------------------------
+
+
+class Steer(Exception):
+    """The root of what a handler may raise to end its attempt in another way than success or failure."""
+
+
+class Retry(Steer):
+    """Raise it to fail this attempt and have another one: the attempt counts.
+
+    Args:
+        reason: what the job's error record will say.
+        delay: seconds until the next attempt; None leaves it to the back-off. On the last attempt
+            the job fails all the same.
+    """
+
+    def __init__(self, reason: str = "the handler asked for a retry", *, delay: float | None = None) -> None:
+        if delay is not None and not 0 <= delay < float("inf"):
+            raise OptionInvalid("delay", delay, "seconds, zero or more, or None for the back-off")
+        self.reason = reason
+        self.delay = delay
+        super().__init__(reason)
+
+
+class Snooze(Steer):
+    """Raise it to put the job off: the attempt is given back.
+
+    Args:
+        delay: seconds from now, by the database's clock.
+        until: instead of `delay`, an aware datetime.
+    """
+
+    def __init__(self, delay: float | None = None, *, until: datetime | None = None) -> None:
+        if (delay is None) == (until is None):
+            raise OptionInvalid("delay", delay, "give exactly one of `delay` and `until`")
+        if delay is not None and not 0 <= delay < float("inf"):
+            raise OptionInvalid("delay", delay, "seconds, zero or more")
+        if until is not None and until.tzinfo is None:
+            raise OptionInvalid("until", until, "an aware datetime: datetime.now(UTC) + timedelta(hours=1)")
+        self.delay = delay
+        self.until = until
+        super().__init__(f"snoozed until {until}" if until else f"snoozed for {delay} s")
+
+
+class Discard(Steer):
+    """Raise it to fail the job for good, however many attempts are left.
+
+    Args:
+        reason: what the job's error record and its dead letter will say.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)

@@ -1,0 +1,392 @@
+"""The values that travel between the engine and a storage: frozen, keyword-only, refusing nonsense at birth.
+
+They hold no connection, read no clock and decide nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
+
+from attrs import Attribute, field, frozen
+
+from creche.errors import OptionInvalid
+
+DEFAULT_QUEUE: Final = "default"
+DEFAULT_MAX_ATTEMPTS: Final = 3
+NAME_LIMIT: Final = 128  # bytes of UTF-8: fits every engine's index keys and a NOTIFY payload
+KEY_LIMIT: Final = 255
+MAX_ATTEMPTS_LIMIT: Final = 32_767
+PRIORITY_LIMIT: Final = 100
+ERRORS_KEPT: Final = 20  # per job: a row with thousands of tracebacks helps nobody
+WAKE_HORIZON: Final = 30.0  # seconds: whatever becomes due sooner wakes listeners at once
+DELAY_LIMIT: Final = 100 * 365 * 86_400.0  # a century: beyond it some engine's dates overflow
+
+
+class Status(StrEnum):
+    """Where a job is in its life. `scheduled` is pending, not yet due."""
+
+    PENDING = "pending"
+    SCHEDULED = "scheduled"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def active(self) -> bool:
+        """Whether there is still something to come."""
+        return self in ACTIVE
+
+
+ACTIVE: Final = frozenset({Status.PENDING, Status.SCHEDULED, Status.PROCESSING})
+FINISHED: Final = frozenset(Status) - ACTIVE
+
+
+# --- what makes sense -------------------------------------------------------------------------------
+
+
+def check_name(option: str, value: object, limit: int = NAME_LIMIT) -> str:
+    """Return a queue's, a type's or a key's name, or raise OptionInvalid."""
+    if not isinstance(value, str) or not value:
+        raise OptionInvalid(option, value, "a non-empty string")
+    if any(ord(character) < 32 or ord(character) == 127 for character in value):
+        raise OptionInvalid(option, value, "no control characters")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise OptionInvalid(option, value, "no lone surrogates: some engine can't store them") from None
+    if size > limit:
+        raise OptionInvalid(option, value[:40] + "…", f"at most {limit} bytes of UTF-8, this has {size}")
+    return value
+
+
+def check_seconds(option: str, value: object, *, positive: bool = False) -> float:
+    """Return a duration in seconds as a float, or raise OptionInvalid."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise OptionInvalid(option, value, "a number of seconds")
+    if value < 0 or (positive and value == 0):
+        raise OptionInvalid(option, value, "seconds, more than zero" if positive else "seconds, zero or more")
+    if value > DELAY_LIMIT:
+        raise OptionInvalid(option, value, "seconds, at most a hundred years")
+    return float(value)
+
+
+def check_integer(option: str, value: object, low: int, high: int) -> int:
+    """Return an integer between two bounds, both included, or raise OptionInvalid."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise OptionInvalid(option, value, f"a whole number from {low} to {high}")
+    return value
+
+
+def check_aware(option: str, value: object) -> datetime:
+    """Return a datetime that knows its offset from UTC, or raise OptionInvalid."""
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        raise OptionInvalid(option, value, "an aware datetime, such as datetime.now(UTC) + timedelta(hours=1)")
+    return value
+
+
+def _name(limit: int = NAME_LIMIT) -> Any:
+    def validate(_: object, attribute: Attribute[Any], value: object) -> None:
+        if value is not None:
+            check_name(attribute.name, value, limit)
+
+    return validate
+
+
+def _seconds(_: object, attribute: Attribute[Any], value: object) -> None:
+    if value is not None:
+        check_seconds(attribute.name, value)
+
+
+def _aware(_: object, attribute: Attribute[Any], value: object) -> None:
+    if value is not None:
+        check_aware(attribute.name, value)
+
+
+def _integer(low: int, high: int) -> Any:
+    def validate(_: object, attribute: Attribute[Any], value: object) -> None:
+        check_integer(attribute.name, value, low, high)
+
+    return validate
+
+
+# --- what goes in -----------------------------------------------------------------------------------
+
+
+@frozen(kw_only=True)
+class NewJob:
+    """A job as it is handed to `Storage.insert`.
+
+    Attributes:
+        id: drawn by the client (UUIDv7), so that a dispatch whose answer was lost can be sent again.
+        payload: JSON text in UTF-8, already checked; the handler sees exactly these bytes.
+        delay: seconds until it is due, by the database's clock; `available_at` names a moment instead.
+        idempotency_key: the caller's own name for this dispatch, unique within the queue while the row lives.
+        fingerprint: 32 bytes; given, this dispatch joins the job that holds the same fingerprint.
+        result_ttl: seconds for which a completed job goes on answering for its fingerprint.
+    """
+
+    id: UUID
+    type: str = field(validator=_name())
+    payload: bytes
+    queue_name: str = field(default=DEFAULT_QUEUE, validator=_name())
+    priority: int = field(default=0, validator=_integer(-PRIORITY_LIMIT, PRIORITY_LIMIT))
+    max_attempts: int = field(default=DEFAULT_MAX_ATTEMPTS, validator=_integer(1, MAX_ATTEMPTS_LIMIT))
+    delay: float = field(default=0.0, validator=_seconds)
+    available_at: datetime | None = field(default=None, validator=_aware)
+    idempotency_key: str | None = field(default=None, validator=_name(KEY_LIMIT))
+    fingerprint: bytes | None = None
+    result_ttl: float | None = field(default=None, validator=_seconds)
+
+    def __attrs_post_init__(self) -> None:
+        if self.fingerprint is not None and len(self.fingerprint) != 32:
+            raise OptionInvalid("fingerprint", self.fingerprint, "32 bytes of SHA-256, or None")
+        if self.available_at is not None and self.delay:
+            raise OptionInvalid("available_at", self.available_at, "give `delay` or `available_at`, not both")
+
+
+@frozen(kw_only=True)
+class Insertion:
+    """What a storage answers to one NewJob: a new row, or the one that stood there already.
+
+    Attributes:
+        inserted: whether the row of `job_id` is the one this NewJob asked for (also when it was sent twice).
+        result: JSON text, if that job is completed.
+    """
+
+    job_id: UUID
+    status: Status
+    inserted: bool
+    fingerprint: bytes | None = None
+    result: bytes | None = None
+
+
+# --- what a worker holds ----------------------------------------------------------------------------
+
+
+@frozen(kw_only=True)
+class Lease:
+    """The right to run one attempt. Every write about a running job carries it.
+
+    Attributes:
+        token: rises with every reservation, never falls (an attempt count may).
+        nonce: 64 random bits drawn by the client, as a signed integer: a failover that loses commits
+            issues a bare counter twice.
+    """
+
+    job_id: UUID
+    token: int
+    nonce: int
+
+
+@frozen(kw_only=True)
+class ReservedJob:
+    """What `Storage.reserve` hands out: enough to run one attempt.
+
+    Attributes:
+        attempt: the number of this attempt, counted from 1.
+    """
+
+    lease: Lease
+    queue_name: str
+    type: str
+    payload: bytes
+    priority: int
+    attempt: int
+    max_attempts: int
+    created_at: datetime
+
+    @property
+    def id(self) -> UUID:
+        """The job's id."""
+        return self.lease.job_id
+
+
+@frozen(kw_only=True)
+class Reservation:
+    """The answer to `Storage.reserve`.
+
+    Attributes:
+        jobs: in the order in which they should start.
+        next_due_in: seconds until the earliest scheduled job of these queues is due (0 when one is due
+            and waits for `maintain` to promote it); None if nothing is scheduled.
+    """
+
+    jobs: Sequence[ReservedJob]
+    next_due_in: float | None
+
+
+@frozen(kw_only=True)
+class Extension:
+    """The answer to `Storage.extend`; `cancel_requested` is a part of `held`."""
+
+    held: frozenset[Lease]
+    lost: frozenset[Lease]
+    cancel_requested: frozenset[Lease]
+
+
+# --- how an attempt ends ----------------------------------------------------------------------------
+
+
+class Event(StrEnum):
+    """What can happen to a job. The transitions are `creche._lifecycle.TRANSITIONS`."""
+
+    PROMOTE = "promote"
+    RESERVE = "reserve"
+    SUCCEED = "succeed"
+    RETRY = "retry"
+    FAIL = "fail"
+    DISCARD = "discard"
+    RELEASE = "release"
+    SNOOZE = "snooze"
+    ABORT = "abort"
+    RECOVER = "recover"
+    BURY = "bury"
+    CANCEL = "cancel"
+    REVIVE = "revive"
+
+
+@frozen(kw_only=True)
+class Failure:
+    """An error as a row can keep it: text that every engine stores, capped, without local variables."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+@frozen(kw_only=True)
+class Settlement:
+    """One attempt's end, decided; `Storage.settle` only writes it.
+
+    Attributes:
+        event: one of SUCCEED, RETRY, FAIL, DISCARD, RELEASE, SNOOZE, ABORT.
+        delay: RETRY and SNOOZE: seconds until the job is due again, by the database's clock.
+        available_at: SNOOZE: the moment itself, instead of a delay.
+        result: SUCCEED: JSON text.
+        error: RETRY, FAIL and DISCARD: what went wrong.
+    """
+
+    lease: Lease
+    event: Event
+    delay: float = field(default=0.0, validator=_seconds)
+    available_at: datetime | None = field(default=None, validator=_aware)
+    result: bytes | None = None
+    error: Failure | None = None
+
+
+@frozen(kw_only=True)
+class Settled:
+    """The answer to `Storage.settle`: each lease is in exactly one of the two."""
+
+    accepted: frozenset[Lease]
+    lost: frozenset[Lease]
+
+
+# --- upkeep, and what people see --------------------------------------------------------------------
+
+
+@frozen(kw_only=True)
+class Retention:
+    """For how many seconds a finished job's row is kept; a fresh cached result keeps its row longer."""
+
+    completed: float = field(default=86_400.0, validator=_seconds)
+    failed: float = field(default=14 * 86_400.0, validator=_seconds)
+    cancelled: float = field(default=86_400.0, validator=_seconds)
+
+
+@frozen(kw_only=True)
+class Upkeep:
+    """What one `Storage.maintain` did, in jobs. A count that reached the limit means: there may be more.
+
+    Attributes:
+        recovered: taken back from a lease that had run out, and made ready again (or cancelled, if asked).
+        buried: the same, but that was the last attempt: failed, with a dead letter.
+        promoted: scheduled jobs that became due.
+        pruned: finished jobs whose retention was over.
+        next_due_in: seconds until the next scheduled job of any queue is due; None if there is none.
+    """
+
+    recovered: int
+    buried: int
+    promoted: int
+    pruned: int
+    next_due_in: float | None = None
+
+
+@frozen(kw_only=True)
+class JobRecord:
+    """A job's row, as people and dashboards see it. Times are UTC, by the database's clock."""
+
+    id: UUID
+    queue_name: str
+    type: str
+    payload: bytes
+    status: Status
+    priority: int
+    attempts: int
+    max_attempts: int
+    available_at: datetime
+    locked_until: datetime | None
+    locked_by: str | None
+    last_error: Failure | None
+    idempotency_key: str | None
+    fingerprint: bytes | None
+    cancel_requested: bool
+    created_at: datetime
+    updated_at: datetime
+    completed_at: datetime | None
+    result: bytes | None
+    result_expires_at: datetime | None
+
+
+@frozen(kw_only=True)
+class AttemptError:
+    """One failed attempt of a job."""
+
+    attempt: int
+    failed_at: datetime
+    error: Failure
+
+
+@frozen(kw_only=True)
+class DeadLetter:
+    """The copy of a job that has used its last attempt, with its errors, oldest first."""
+
+    job_id: UUID
+    queue_name: str
+    type: str
+    payload: bytes
+    priority: int
+    attempts: int
+    max_attempts: int
+    created_at: datetime
+    buried_at: datetime
+    errors: Sequence[AttemptError]
+
+
+@frozen(kw_only=True)
+class JobFilter:
+    """Which jobs `Storage.list` shows: all that match every field that is given."""
+
+    queues: frozenset[str] | None = None
+    types: frozenset[str] | None = None
+    statuses: frozenset[Status] | None = None
+
+
+@frozen(kw_only=True)
+class QueueStats:
+    """How many jobs of one queue stand in which state.
+
+    Attributes:
+        oldest_ready: seconds that the oldest ready job has been due; None if none is ready.
+    """
+
+    queue_name: str
+    counts: dict[Status, int]
+    oldest_ready: float | None

@@ -1,0 +1,195 @@
+"""Values to JSON text and back: the serializer, the canonical form, the fingerprint, and what no engine can keep.
+
+Payloads, results and error texts pass through here before anything is written. It stores nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from creche._job import Failure
+
+MAX_DEPTH: Final = 100  # MariaDB's and SQLite's parsers stop somewhere above; people long before
+MAX_PAYLOAD: Final = 1 << 20
+MAX_RESULT: Final = 1 << 20
+MAX_ERROR: Final = 8 << 10
+_INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
+
+
+class Refused(Exception):
+    """A value can't be kept by every engine. `path` says where it is, `$` is the whole."""
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        self.reason = reason
+        self._path = path
+        super().__init__(reason)
+
+    @property
+    def path(self) -> str:
+        """Where it is, in JSONPath style."""
+        return self._path if self._path.startswith("$") else f"${self._path}"
+
+    def inside(self, step: str) -> Refused:
+        """Return the same refusal as seen from one level further out."""
+        return Refused(self.reason, step + self._path)
+
+
+class JSONSerializer:
+    """JSON by msgspec: dataclasses, attrs and msgspec classes, datetime, UUID, Decimal, Enum, sets and bytes
+    go through; what comes back is shaped by the annotation it is decoded for.
+    """
+
+    def encode(self, value: object) -> bytes:
+        """Return JSON text in UTF-8, or raise Refused."""
+        return msgspec.json.encode(to_plain(value))
+
+    def decode(self, data: bytes, type: Any) -> Any:
+        """Return the value of some JSON text as `type`, or raise Refused."""
+        try:
+            return msgspec.json.decode(data, type=type)
+        except msgspec.ValidationError as error:
+            raise refusal(error) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Refused(f"not JSON: {error}") from None
+
+
+def to_plain(value: object) -> Any:
+    """Return `value` as dicts, lists, strings, numbers, booleans and None that every engine keeps unchanged.
+
+    Raises:
+        Refused: it holds NaN, an infinity, a NUL, a lone surrogate, an integer beyond 64 bits, or more levels
+            than MAX_DEPTH; or it is of a type that JSON has no form for.
+    """
+    try:
+        plain = msgspec.to_builtins(value, str_keys=True, order="deterministic")
+    except RecursionError:
+        raise Refused("it contains itself, or has far too many levels") from None
+    except (TypeError, ValueError, OverflowError, UnicodeError) as error:
+        raise Refused(str(error)) from None
+    _check(plain, 0)
+    return plain
+
+
+def canonical(plain: object) -> bytes:
+    """Return the one JSON text of a plain value: keys sorted at every level, no blanks."""
+    return msgspec.json.encode(plain, order="deterministic")
+
+
+def fingerprint(type: str, arguments: object) -> bytes:
+    """Return SHA-256 over a job type and its plain arguments, 32 bytes.
+
+    1, 1.0 and true differ, as they do in JSON; so do [] and {}. The order of keys does not matter.
+    """
+    return hashlib.sha256(type.encode() + b"\0" + canonical(arguments)).digest()
+
+
+def check_json(data: bytes) -> None:
+    """Raise Refused unless `data` is JSON text that every engine keeps (for serializers that are not ours)."""
+    try:
+        plain = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(f"not JSON: {error}") from None
+    _check(plain, 0)
+
+
+def refusal(error: msgspec.ValidationError) -> Refused:
+    """Return what a validation error says, with its path apart."""
+    reason, _, path = str(error).partition(" - at `")
+    return Refused(reason, path.rstrip("`"))
+
+
+def _check(value: Any, depth: int) -> None:
+    check = _CHECKS.get(value.__class__)
+    if check is not None:
+        check(value, depth)
+    elif value is not None and value is not True and value is not False:
+        raise Refused(f"no JSON form for {type(value).__name__}")
+
+
+def _check_str(value: str, _: int) -> None:
+    if "\0" in value:
+        raise Refused("a NUL character: PostgreSQL can't store it")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Refused("a lone surrogate: half of a character is no text") from None
+
+
+def _check_int(value: int, _: int) -> None:
+    if not _INT_MIN <= value <= _INT_MAX:
+        raise Refused("an integer beyond 64 bits: send it as a string")
+
+
+def _check_float(value: float, _: int) -> None:
+    if not math.isfinite(value):
+        raise Refused(f"{value!r} has no form in JSON: send None or a string")
+
+
+def _check_list(value: list[Any], depth: int) -> None:
+    if depth >= MAX_DEPTH:
+        raise Refused(f"more than {MAX_DEPTH} levels")
+    for index, item in enumerate(value):
+        try:
+            _check(item, depth + 1)
+        except Refused as refused:
+            raise refused.inside(f"[{index}]") from None
+
+
+def _check_dict(value: dict[str, Any], depth: int) -> None:
+    if depth >= MAX_DEPTH:
+        raise Refused(f"more than {MAX_DEPTH} levels")
+    for key, item in value.items():
+        try:
+            _check_str(key, depth)
+        except Refused as refused:
+            raise refused.inside(f".{key!a} (the key)") from None
+        try:
+            _check(item, depth + 1)
+        except Refused as refused:
+            raise refused.inside(f".{key}") from None
+
+
+_CHECKS: Final[dict[type, Callable[[Any, int], None]]] = {
+    str: _check_str,
+    int: _check_int,
+    float: _check_float,
+    list: _check_list,
+    tuple: _check_list,
+    dict: _check_dict,
+}
+
+
+# --- errors as text ---------------------------------------------------------------------------------
+
+
+def describe(error: BaseException) -> Failure:
+    """Return an exception as a row can keep it. It never raises, whatever the exception does when asked."""
+    try:
+        message = str(error)
+    except Exception as inner:  # noqa: BLE001 - an exception's own __str__ may do anything
+        message = f"<unprintable: __str__ raised {type(inner).__name__}>"
+    try:
+        text = "".join(traceback.format_exception(error))  # without locals: they hold secrets
+    except Exception as inner:  # noqa: BLE001
+        text = f"<no traceback: formatting it raised {type(inner).__name__}>"
+    name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+    return Failure(type=clean(name, 200), message=clean(message), traceback=clean(text))
+
+
+def clean(text: str, limit: int = MAX_ERROR) -> str:
+    """Return text that every engine stores: NUL and surrogates replaced, head and tail kept if it is long.
+
+    Args:
+        text: anything.
+        limit: the most characters that are kept.
+    """
+    if len(text) > limit:
+        half = limit // 2
+        text = f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()

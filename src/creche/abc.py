@@ -1,0 +1,272 @@
+"""The contract: what a storage, a listener, a serializer, a back-off and a fingerprint promise.
+
+The docstrings here are the law; `creche.testing` has the suite that holds every implementation to them. Nothing
+here does anything.
+
+Rules that hold for every operation of a `Storage`:
+
+- **Sequences in, sequences out.** One is a batch of one; an empty batch does nothing and costs no round trip.
+- **Time is the database's.** Due times, leases and expiries are decided by the database's clock, in the statement
+  itself. `now`, an aware datetime, takes its place in tests; in production it is None.
+- **Atomic.** An operation takes effect whole or not at all, and what it answered is durable.
+- **Fenced.** A write about a running job compares the whole lease (id, token, nonce) with the row's and changes
+  nothing if they differ.
+- **Repeatable.** Each operation may be sent again when its answer was lost, with no second effect (a repeated
+  `reserve` takes other jobs; those of the lost answer come back when their lease runs out).
+- **Errors.** A driver's exceptions stop at the adapter: `StorageUnavailable` (reach it later; what was sent may or
+  may not have taken effect), `StatementRejected` (never send it again). Conflicts that the database resolves by
+  rolling one side back are retried inside the adapter, bounded, with jitter.
+- **Cancellation.** Each operation is a checkpoint. Cancelled, it raises the event loop's cancellation; its effect
+  is then unknown, and no connection is left half-read. No cancel request is ever sent to a database while a
+  write is in flight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
+from uuid import UUID
+
+from attrs import frozen
+
+from creche._job import (
+    DeadLetter,
+    Extension,
+    Insertion,
+    JobFilter,
+    JobRecord,
+    Lease,
+    NewJob,
+    QueueStats,
+    Reservation,
+    Retention,
+    Settled,
+    Settlement,
+    Status,
+    Upkeep,
+)
+
+__all__ = ["Backoff", "Capabilities", "Fingerprint", "Listener", "Serializer", "Storage"]
+
+
+@frozen(kw_only=True)
+class Capabilities:
+    """What a storage can do beyond the contract's core. What it can't, the engine makes up for by polling.
+
+    Attributes:
+        listen: `Storage.listen` hears of new work by itself; False: it stays silent for ever.
+        shared: several processes can use it at once.
+        durable: what was answered survives the process.
+    """
+
+    listen: bool
+    shared: bool
+    durable: bool
+
+
+@runtime_checkable
+class Backoff(Protocol):
+    """From an attempt's number to the delay before the next one."""
+
+    def delay(self, attempt: int) -> float | None:
+        """Return seconds, zero or more, to wait after attempt number `attempt` (from 1); None gives up for good."""
+        ...
+
+
+@runtime_checkable
+class Serializer(Protocol):
+    """Values to JSON text and back. The text is stored, and handed to the handler's side, byte for byte."""
+
+    def encode(self, value: object) -> bytes:
+        """Return JSON text in UTF-8."""
+        ...
+
+    def decode(self, data: bytes, type: Any) -> Any:
+        """Return the value of `data`, shaped as the annotation `type` says."""
+        ...
+
+
+class Fingerprint(Protocol):
+    """Names a unique piece of work."""
+
+    def __call__(self, type: str, arguments: object) -> bytes:
+        """Return 32 bytes, equal if and only if the job type and the plain arguments are."""
+        ...
+
+
+class Listener(Protocol):
+    """Hears that there may be work. A hint: it may be late, lost or false."""
+
+    async def wait(self) -> frozenset[str]:
+        """Wait until something may have become ready; return the queues it concerns, empty for "any of them".
+
+        Wakes that come while nobody waits are kept, merged into one. Cancelling it loses nothing.
+
+        Raises:
+            StorageUnavailable: the listener's connection broke; open another one, and reserve once, for wakes
+                may have been missed.
+        """
+        ...
+
+
+class Storage(Protocol):
+    """A place where jobs are kept. See the module's docstring for the rules that hold for every operation.
+
+    `async with storage:` opens and closes it, in one task. Opening checks the schema: SchemaOutdated if it is
+    older than this adapter needs (an embedded database is migrated instead), StorageUnavailable if the
+    database can't be reached. Cancelled, it closes what it had opened.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this storage can do."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> bool | None: ...
+
+    async def migrate(self) -> Sequence[str]:
+        """Bring the schema to this version, under a lock, all or nothing; return the names of what was applied.
+
+        Works on a storage that is not open. A schema that is newer than this version is left alone.
+        """
+        ...
+
+    async def pending_migrations(self) -> Sequence[tuple[str, str]]:
+        """Return the (name, SQL) of what `migrate` would apply. Works on a storage that is not open."""
+        ...
+
+    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
+        """Write jobs, or find those that stand in their place; answer each in order.
+
+        For each job, the first that applies: a row with this id is here (the job was sent before): that row,
+        `inserted=True`. A row of this queue has this idempotency key: that row, `inserted=False`. A job with
+        this fingerprint is active, or is completed with its result still fresh: that one, `inserted=False`.
+        Otherwise a new row: `scheduled` if it is due later, else `pending`.
+
+        Of any number of callers at once with the same key or fingerprint, exactly one inserts, and the others
+        get its row, also when several stand in one batch. A fingerprint is held from the insert until the job is
+        failed, cancelled, or completed and `result_ttl` seconds have passed (at once without a `result_ttl`).
+
+        Listeners of a queue are woken, after the commit, when one of its jobs is ready or will be within half
+        a minute.
+        """
+        ...
+
+    async def reserve(
+        self,
+        queues: Sequence[str],
+        limit: int,
+        *,
+        lease: float,
+        worker: str,
+        nonce: int,
+        types: Collection[str] | None = None,
+        now: datetime | None = None,
+    ) -> Reservation:
+        """Take up to `limit` pending jobs under a lease.
+
+        Each becomes `processing`, its attempts are counted up by one, its token rises, and no other caller
+        gets it while the lease lasts. Never more than `limit`, and never fewer while there are jobs that no
+        rival is taking at the same moment. Queues are served in the order given; within a queue the higher
+        priority first, then the earlier due, then the older.
+
+        Args:
+            queues: names, at least one.
+            limit: at least 1.
+            lease: seconds, counted from the database's now.
+            worker: who takes them, for people to read.
+            nonce: 64 fresh random bits (signed), drawn for this call; they become part of each lease.
+            types: only jobs of these types; None takes all.
+            now: stands in for the database's clock.
+        """
+        ...
+
+    async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
+        """Push the deadline of leases out to `seconds` from now, never in; say which are still held.
+
+        A lease that has run out but was not taken over or recovered is still held. In one statement.
+        """
+        ...
+
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+        """End attempts, in one transaction; each lease at most once in a batch.
+
+        The states that follow are `creche._lifecycle.TRANSITIONS`. RELEASE and SNOOZE restore the attempt. RETRY,
+        FAIL and DISCARD keep the error (of a job, the last ERRORS_KEPT errors are kept); FAIL and DISCARD write a
+        dead letter with them. What
+        would go on (RETRY, RELEASE, SNOOZE) ends as cancelled if cancellation was asked for. A lease that was
+        settled before, and whose job nobody touched since, is accepted again with no effect. Jobs with a
+        result and a `result_ttl` go on answering for their fingerprint; all other finished jobs stop.
+        """
+        ...
+
+    async def maintain(
+        self,
+        limit: int,
+        *,
+        retention: Retention,
+        now: datetime | None = None,
+    ) -> Upkeep:
+        """Take back what no lease holds any more, promote what is due, prune what is past its retention.
+
+        A job whose lease has run out is made ready at once with a new token if attempts are left, is cancelled
+        if that was asked for, and otherwise is buried: failed, with a dead letter that says so. At most `limit`
+        of each kind. Safe to run anywhere, any number of times, at the same time; rivals skip each other's rows.
+        Dead letters are pruned with the retention of failed jobs.
+        """
+        ...
+
+    async def cancel(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
+        """Cancel jobs; return the status of each that exists: `cancelled` if it was waiting, `processing` if
+        its holder has been asked (it learns it from `extend`), else the status in which it had ended before.
+        """
+        ...
+
+    async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
+        """Make failed, cancelled and scheduled jobs ready now; return the status of each that exists.
+
+        A failed or cancelled job gets its full number of attempts again and its dead letter goes; its errors
+        stay. It takes its fingerprint back; where another job holds that now, it is left as it is. Jobs in any
+        other state are left as they are.
+        """
+        ...
+
+    async def find(self, job_ids: Collection[UUID]) -> Mapping[UUID, JobRecord]:
+        """Return the rows of those jobs that exist."""
+        ...
+
+    async def list(self, where: JobFilter, limit: int, *, before: UUID | None = None) -> Sequence[JobRecord]:
+        """Return jobs by id, newest first.
+
+        Args:
+            where: which.
+            limit: how many at most.
+            before: only jobs older than this one: the last of the page before.
+        """
+        ...
+
+    async def dead_letters(self, limit: int, *, before: UUID | None = None) -> Sequence[DeadLetter]:
+        """Return dead letters by the job's id, newest first."""
+        ...
+
+    async def stats(self, *, now: datetime | None = None) -> Sequence[QueueStats]:
+        """Return how many jobs stand in which state, per queue, by the queue's name."""
+        ...
+
+    def listen(self, queues: Collection[str]) -> AbstractAsyncContextManager[Listener]:
+        """Listen for work in these queues until the block is left.
+
+        Inserts from any process, and jobs that `settle`, `maintain` or `retry` make ready or due soon, wake it.
+
+        Raises:
+            StorageUnavailable: no connection could be had; try again later.
+            ListenerDeaf: a connection could be had, but it hears nothing: poll.
+        """
+        ...
