@@ -198,7 +198,8 @@ class Storage(Protocol):
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
         """End attempts, in one transaction; each lease at most once in a batch.
 
-        The states that follow are `creche._lifecycle.TRANSITIONS`. RELEASE and SNOOZE restore the attempt. RETRY,
+        The states that follow are `creche._lifecycle.TRANSITIONS`. RELEASE and SNOOZE restore the attempt;
+        a released job stands in its queue where it stood. RETRY,
         FAIL and DISCARD keep the error (of a job, the last ERRORS_KEPT errors are kept); FAIL and DISCARD write a
         dead letter with them. What
         would go on (RETRY, RELEASE, SNOOZE) ends as cancelled if cancellation was asked for. A lease that was
@@ -216,7 +217,7 @@ class Storage(Protocol):
     ) -> Upkeep:
         """Take back what no lease holds any more, promote what is due, prune what is past its retention.
 
-        A job whose lease has run out is made ready at once with a new token if attempts are left, is cancelled
+        A job whose lease has run out is made ready at once, where it stood, with a new token if attempts are left, is cancelled
         if that was asked for, and otherwise is buried: failed, with a dead letter that says so. At most `limit`
         of each kind. Safe to run anywhere, any number of times, at the same time; rivals skip each other's rows.
         Dead letters are pruned with the retention of failed jobs.
@@ -263,7 +264,8 @@ class Storage(Protocol):
     def listen(self, queues: Collection[str]) -> AbstractAsyncContextManager[Listener]:
         """Listen for work in these queues until the block is left.
 
-        Inserts from any process, and jobs that `settle`, `maintain` or `retry` make ready or due soon, wake it.
+        Inserts from any process wake it, and jobs that are released, or that `maintain` or `retry` make ready.
+        A settled job wakes nobody: whoever settled it knows when it is due again.
 
         Raises:
             StorageUnavailable: no connection could be had; try again later.

@@ -1,0 +1,552 @@
+"""The contract, executable: jobs in a dict, on the event loop's own clock. It survives nothing.
+
+Adapter number one: the oracle that every SQL adapter is compared with, the storage for unit tests of code that
+dispatches jobs, and, under trio's MockClock, the ground for simulated days. It reads as the contract does; where
+it is slower than it could be, that is why.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from types import TracebackType
+from typing import Final, Self
+from uuid import UUID
+
+import anyio
+import anyio.lowlevel
+from attrs import define, evolve, field
+
+from creche._job import (
+    ERRORS_KEPT,
+    FINISHED,
+    WAKE_HORIZON,
+    AttemptError,
+    DeadLetter,
+    Event,
+    Extension,
+    Failure,
+    Insertion,
+    JobFilter,
+    JobRecord,
+    Lease,
+    NewJob,
+    QueueStats,
+    Reservation,
+    ReservedJob,
+    Retention,
+    Settled,
+    Settlement,
+    Status,
+    Upkeep,
+)
+from creche._lifecycle import BURIES, GIVES_BACK, TRANSITIONS, after
+from creche.abc import Capabilities, Listener
+
+_CAPABILITIES: Final = Capabilities(listen=True, shared=False, durable=False)
+
+
+@define(kw_only=True)
+class _Row:
+    """A job's row: its record, and what only the contract looks at."""
+
+    record: JobRecord
+    token: int = 0
+    nonce: int = 0
+    single_flight: bool = False  # this is the job that a dispatch of the same fingerprint joins
+    result_ttl: float | None = None
+    errors: list[AttemptError] = field(factory=list[AttemptError])
+
+    def change(self, **changes: object) -> None:
+        self.record = evolve(self.record, **changes)  # type: ignore[arg-type]  # field names are checked by evolve
+
+    def holds(self, lease: Lease) -> bool:
+        return self.token == lease.token and self.nonce == lease.nonce
+
+    def seize(self) -> None:
+        """Somebody who doesn't hold the lease changes the row: whoever held it must notice."""
+        self.token += 1
+        self.nonce = 0
+
+
+class MemoryStorage:
+    """Keeps jobs in this process's memory, for as long as this object lives.
+
+    Opening it again, also under another event loop, finds the same jobs.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[UUID, _Row] = {}
+        self._dead: dict[UUID, DeadLetter] = {}
+        self._listeners: set[_MemoryListener] = set()
+        self._epoch = datetime.now(UTC)
+        self._origin = 0.0
+
+    def __repr__(self) -> str:
+        return f"<MemoryStorage of {len(self._rows)} jobs>"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Wakes by itself, within this process."""
+        return _CAPABILITIES
+
+    async def __aenter__(self) -> Self:
+        self._epoch = max(self._epoch, datetime.now(UTC))
+        self._origin = anyio.current_time()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._epoch = self._now()
+
+    async def migrate(self) -> Sequence[str]:
+        """There is no schema to migrate."""
+        await anyio.lowlevel.checkpoint()
+        return []
+
+    async def pending_migrations(self) -> Sequence[tuple[str, str]]:
+        """There is no schema to migrate."""
+        await anyio.lowlevel.checkpoint()
+        return []
+
+    # --- dispatch -----------------------------------------------------------------------------------
+
+    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
+        """See `Storage.insert`."""
+        await anyio.lowlevel.checkpoint()
+        moment = now or self._now()
+        answers: list[Insertion] = []
+        woken: set[str] = set()
+        for job in jobs:
+            row = self._standing(job, moment)
+            if row is None:
+                row = self._rows[job.id] = _new_row(job, moment)
+                if _due_in(row, moment) < WAKE_HORIZON:
+                    woken.add(job.queue_name)
+            record = row.record
+            answers.append(
+                Insertion(
+                    job_id=record.id,
+                    status=record.status,
+                    inserted=record.id == job.id,
+                    fingerprint=record.fingerprint,
+                    result=record.result,
+                )
+            )
+        self._wake(woken)
+        return answers
+
+    def _standing(self, job: NewJob, moment: datetime) -> _Row | None:
+        """Return the row that stands in the place of `job`, after letting go of a cached result that is stale."""
+        if job.id in self._rows:
+            return self._rows[job.id]
+        if job.idempotency_key is not None:
+            for row in self._rows.values():
+                if (row.record.queue_name, row.record.idempotency_key) == (job.queue_name, job.idempotency_key):
+                    return row
+        flying = self._flying(job.fingerprint)
+        if flying is None:
+            return None
+        expiry = flying.record.result_expires_at
+        if expiry is not None and expiry <= moment:
+            flying.single_flight = False
+            return None
+        return flying
+
+    def _flying(self, fingerprint: bytes | None) -> _Row | None:
+        if fingerprint is None:
+            return None
+        rows = (row for row in self._rows.values() if row.single_flight and row.record.fingerprint == fingerprint)
+        return next(rows, None)
+
+    # --- leases -------------------------------------------------------------------------------------
+
+    async def reserve(
+        self,
+        queues: Sequence[str],
+        limit: int,
+        *,
+        lease: float,
+        worker: str,
+        nonce: int,
+        types: Collection[str] | None = None,
+        now: datetime | None = None,
+    ) -> Reservation:
+        """See `Storage.reserve`."""
+        await anyio.lowlevel.checkpoint()
+        moment = now or self._now()
+        rank = {queue: place for place, queue in reversed(list(enumerate(queues)))}
+        ready = (
+            row
+            for row in self._rows.values()
+            if row.record.status is Status.PENDING
+            and row.record.queue_name in rank
+            and (types is None or row.record.type in types)
+        )
+
+        def order(row: _Row) -> tuple[int, int, datetime, UUID]:
+            record = row.record
+            return rank[record.queue_name], -record.priority, record.available_at, record.id
+
+        taken = heapq.nsmallest(limit, ready, key=order)
+        for row in taken:
+            row.token += 1
+            row.nonce = nonce
+            row.change(
+                status=after(row.record.status, Event.RESERVE),
+                attempts=row.record.attempts + 1,
+                locked_until=moment + timedelta(seconds=lease),
+                locked_by=worker,
+                updated_at=moment,
+            )
+        return Reservation(jobs=[_reserved(row) for row in taken], next_due_in=self._next_due_in(rank, moment))
+
+    async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
+        """See `Storage.extend`."""
+        await anyio.lowlevel.checkpoint()
+        moment = now or self._now()
+        held = {lease: row for lease in leases if (row := self._held(lease))}
+        for row in held.values():
+            until = moment + timedelta(seconds=seconds)
+            row.change(locked_until=max(until, row.record.locked_until or until))
+        return Extension(
+            held=frozenset(held),
+            lost=frozenset(leases) - held.keys(),
+            cancel_requested=frozenset(lease for lease, row in held.items() if row.record.cancel_requested),
+        )
+
+    def _held(self, lease: Lease) -> _Row | None:
+        row = self._rows.get(lease.job_id)
+        return row if row and row.record.status is Status.PROCESSING and row.holds(lease) else None
+
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+        """See `Storage.settle`."""
+        await anyio.lowlevel.checkpoint()
+        moment = now or self._now()
+        accepted: set[Lease] = set()
+        woken: set[str] = set()
+        for settlement in settlements:
+            lease = settlement.lease
+            row = self._rows.get(lease.job_id)
+            if row is None or not row.holds(lease):
+                continue
+            accepted.add(lease)  # also when it was settled before: the token is still the holder's own
+            if row.record.status is Status.PROCESSING:
+                status = self._end_attempt(row, settlement, moment)
+                if settlement.event is Event.RELEASE and status is Status.PENDING:
+                    woken.add(row.record.queue_name)
+        self._wake(woken)
+        return Settled(
+            accepted=frozenset(accepted),
+            lost=frozenset(settlement.lease for settlement in settlements) - accepted,
+        )
+
+    def _end_attempt(self, row: _Row, settlement: Settlement, moment: datetime) -> Status:
+        event = settlement.event
+        due = None
+        if event in {Event.RETRY, Event.SNOOZE}:
+            due = settlement.available_at or moment + timedelta(seconds=settlement.delay)
+        if settlement.error is not None:
+            self._keep_error(row, settlement.error, moment)
+        if event in GIVES_BACK:
+            row.change(attempts=row.record.attempts - 1)
+        if event is Event.SUCCEED:
+            row.change(result=settlement.result)
+        return self._move(row, event, moment, due=due)
+
+    # --- upkeep -------------------------------------------------------------------------------------
+
+    async def maintain(self, limit: int, *, retention: Retention, now: datetime | None = None) -> Upkeep:
+        """See `Storage.maintain`."""
+        await anyio.lowlevel.checkpoint()
+        moment = now or self._now()
+        recovered, buried, woken = self._recover(limit, moment)
+        due = [
+            row
+            for row in self._rows.values()
+            if row.record.status is Status.SCHEDULED and row.record.available_at <= moment
+        ][:limit]
+        for row in due:
+            row.change(status=after(Status.SCHEDULED, Event.PROMOTE), updated_at=moment)
+            woken.add(row.record.queue_name)
+        pruned = self._prune(limit, retention, moment)
+        self._wake(woken)
+        return Upkeep(
+            recovered=recovered,
+            buried=buried,
+            promoted=len(due),
+            pruned=pruned,
+            next_due_in=self._next_due_in(None, moment),
+        )
+
+    def _recover(self, limit: int, moment: datetime) -> tuple[int, int, set[str]]:
+        expired = [
+            row
+            for row in self._rows.values()
+            if row.record.status is Status.PROCESSING
+            and row.record.locked_until is not None
+            and row.record.locked_until <= moment
+        ][:limit]
+        buried = 0
+        woken: set[str] = set()
+        for row in expired:
+            record = row.record
+            spent = record.attempts >= record.max_attempts and not record.cancel_requested
+            error = Failure(type="LeaseExpired", message=f"the lease of attempt {record.attempts} ran out")
+            self._keep_error(row, error, moment)
+            row.seize()
+            status = self._move(row, Event.BURY if spent else Event.RECOVER, moment)
+            buried += spent
+            if status is Status.PENDING:
+                woken.add(record.queue_name)
+        return len(expired) - buried, buried, woken
+
+    def _prune(self, limit: int, retention: Retention, moment: datetime) -> int:
+        kept = {
+            Status.COMPLETED: timedelta(seconds=retention.completed),
+            Status.FAILED: timedelta(seconds=retention.failed),
+            Status.CANCELLED: timedelta(seconds=retention.cancelled),
+        }
+
+        def over(record: JobRecord) -> bool:
+            fresh = record.result_expires_at is not None and record.result_expires_at > moment
+            return record.completed_at is not None and record.completed_at + kept[record.status] <= moment and not fresh
+
+        gone = list(islice((row.record.id for row in self._rows.values() if over(row.record)), limit))
+        for job_id in gone:
+            del self._rows[job_id]
+        buried = [letter for letter in self._dead.values() if letter.buried_at + kept[Status.FAILED] <= moment]
+        for letter in buried[:limit]:
+            del self._dead[letter.job_id]
+        return len(gone)
+
+    # --- people -------------------------------------------------------------------------------------
+
+    async def cancel(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
+        """See `Storage.cancel`."""
+        await anyio.lowlevel.checkpoint()
+        moment = now or self._now()
+        rows = self._of(job_ids)
+        for row in rows:
+            if row.record.status is Status.PROCESSING:
+                row.change(cancel_requested=True, updated_at=moment)
+            elif row.record.status.active:
+                row.seize()
+                self._move(row, Event.CANCEL, moment)
+        return {row.record.id: row.record.status for row in rows}
+
+    async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
+        """See `Storage.retry`."""
+        await anyio.lowlevel.checkpoint()
+        moment = now or self._now()
+        rows = self._of(job_ids)
+        woken: set[str] = set()
+        for row in rows:
+            record = row.record
+            rival = self._flying(record.fingerprint)
+            if (record.status, Event.REVIVE) not in TRANSITIONS or (rival is not None and rival is not row):
+                continue
+            row.seize()
+            row.single_flight = record.fingerprint is not None
+            self._dead.pop(record.id, None)
+            row.change(
+                status=after(record.status, Event.REVIVE),
+                attempts=0 if record.status in FINISHED else record.attempts,
+                available_at=moment,
+                cancel_requested=False,
+                completed_at=None,
+                updated_at=moment,
+            )
+            woken.add(record.queue_name)
+        self._wake(woken)
+        return {row.record.id: row.record.status for row in rows}
+
+    async def find(self, job_ids: Collection[UUID]) -> Mapping[UUID, JobRecord]:
+        """See `Storage.find`."""
+        await anyio.lowlevel.checkpoint()
+        return {row.record.id: row.record for row in self._of(job_ids)}
+
+    async def list(self, where: JobFilter, limit: int, *, before: UUID | None = None) -> Sequence[JobRecord]:
+        """See `Storage.list`."""
+        await anyio.lowlevel.checkpoint()
+        shown = (
+            row.record
+            for row in self._rows.values()
+            if (where.queues is None or row.record.queue_name in where.queues)
+            and (where.types is None or row.record.type in where.types)
+            and (where.statuses is None or row.record.status in where.statuses)
+            and (before is None or row.record.id < before)
+        )
+        return heapq.nlargest(limit, shown, key=lambda record: record.id)
+
+    async def dead_letters(self, limit: int, *, before: UUID | None = None) -> Sequence[DeadLetter]:
+        """See `Storage.dead_letters`."""
+        await anyio.lowlevel.checkpoint()
+        shown = (letter for letter in self._dead.values() if before is None or letter.job_id < before)
+        return heapq.nlargest(limit, shown, key=lambda letter: letter.job_id)
+
+    async def stats(self, *, now: datetime | None = None) -> Sequence[QueueStats]:
+        """See `Storage.stats`."""
+        await anyio.lowlevel.checkpoint()
+        moment = now or self._now()
+        counts: dict[str, Counter[Status]] = {}
+        oldest: dict[str, datetime] = {}
+        for record in (row.record for row in self._rows.values()):
+            counts.setdefault(record.queue_name, Counter())[record.status] += 1
+            if record.status is Status.PENDING:
+                oldest[record.queue_name] = min(oldest.get(record.queue_name, moment), record.available_at)
+        return [
+            QueueStats(
+                queue_name=queue,
+                counts=dict(counts[queue]),
+                oldest_ready=(moment - oldest[queue]).total_seconds() if queue in oldest else None,
+            )
+            for queue in sorted(counts)
+        ]
+
+    # --- wakes --------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def listen(self, queues: Collection[str]) -> AsyncIterator[Listener]:
+        """See `Storage.listen`."""
+        listener = _MemoryListener(queues)
+        self._listeners.add(listener)
+        try:
+            yield listener
+        finally:
+            self._listeners.discard(listener)
+
+    def _wake(self, queues: Iterable[str]) -> None:
+        woken = frozenset(queues)
+        for listener in self._listeners:
+            listener.ring(woken)
+
+    # --- rows ---------------------------------------------------------------------------------------
+
+    def _now(self) -> datetime:
+        return self._epoch + timedelta(seconds=anyio.current_time() - self._origin)
+
+    def _of(self, job_ids: Collection[UUID]) -> Sequence[_Row]:
+        return [self._rows[job_id] for job_id in dict.fromkeys(job_ids) if job_id in self._rows]
+
+    def _next_due_in(self, queues: Collection[str] | None, moment: datetime) -> float | None:
+        due = [
+            row.record.available_at
+            for row in self._rows.values()
+            if row.record.status is Status.SCHEDULED and (queues is None or row.record.queue_name in queues)
+        ]
+        return max(0.0, (min(due) - moment).total_seconds()) if due else None
+
+    def _keep_error(self, row: _Row, error: Failure, moment: datetime) -> None:
+        kept = [*row.errors, AttemptError(attempt=row.record.attempts, failed_at=moment, error=error)]
+        row.errors = kept[-ERRORS_KEPT:]
+        row.change(last_error=error)
+
+    def _move(self, row: _Row, event: Event, moment: datetime, *, due: datetime | None = None) -> Status:
+        """End a hold, or a wait: write the state that follows, and what goes with it.
+
+        Without a new due time the job stands in its queue where it stood.
+        """
+        record = row.record
+        due = due or record.available_at
+        status = after(record.status, event, due=due <= moment, cancel_requested=record.cancel_requested)
+        row.change(
+            status=status,
+            available_at=due if status.active else record.available_at,
+            locked_until=None,
+            locked_by=None,
+            updated_at=moment,
+        )
+        if status in FINISHED:
+            ttl = row.result_ttl if status is Status.COMPLETED else None
+            row.change(
+                completed_at=moment,
+                result_expires_at=None if ttl is None else moment + timedelta(seconds=ttl),
+            )
+            row.single_flight = row.single_flight and ttl is not None
+        if event in BURIES:
+            self._dead[record.id] = DeadLetter(
+                job_id=record.id,
+                queue_name=record.queue_name,
+                type=record.type,
+                payload=record.payload,
+                priority=record.priority,
+                attempts=record.attempts,
+                max_attempts=record.max_attempts,
+                created_at=record.created_at,
+                buried_at=moment,
+                errors=tuple(row.errors),
+            )
+        return status
+
+
+class _MemoryListener:
+    """Merges wakes until somebody waits for them."""
+
+    def __init__(self, queues: Collection[str]) -> None:
+        self._queues = frozenset(queues)
+        self._woken: set[str] = set()
+        self._bell = anyio.Event()
+
+    def ring(self, queues: frozenset[str]) -> None:
+        """Note that these queues may have work; of those that are not listened to, nothing is heard."""
+        if heard := queues & self._queues:
+            self._woken |= heard
+            self._bell.set()
+
+    async def wait(self) -> frozenset[str]:
+        """See `Listener.wait`."""
+        await self._bell.wait()
+        woken, self._woken = frozenset(self._woken), set()
+        self._bell = anyio.Event()
+        return woken
+
+
+def _new_row(job: NewJob, moment: datetime) -> _Row:
+    due = job.available_at or moment + timedelta(seconds=job.delay)
+    record = JobRecord(
+        id=job.id,
+        queue_name=job.queue_name,
+        type=job.type,
+        payload=job.payload,
+        status=Status.SCHEDULED if due > moment else Status.PENDING,
+        priority=job.priority,
+        attempts=0,
+        max_attempts=job.max_attempts,
+        available_at=due.astimezone(UTC),
+        locked_until=None,
+        locked_by=None,
+        last_error=None,
+        idempotency_key=job.idempotency_key,
+        fingerprint=job.fingerprint,
+        cancel_requested=False,
+        created_at=moment,
+        updated_at=moment,
+        completed_at=None,
+        result=None,
+        result_expires_at=None,
+    )
+    return _Row(record=record, single_flight=job.fingerprint is not None, result_ttl=job.result_ttl)
+
+
+def _due_in(row: _Row, moment: datetime) -> float:
+    return (row.record.available_at - moment).total_seconds()
+
+
+def _reserved(row: _Row) -> ReservedJob:
+    record = row.record
+    return ReservedJob(
+        lease=Lease(job_id=record.id, token=row.token, nonce=row.nonce),
+        queue_name=record.queue_name,
+        type=record.type,
+        payload=record.payload,
+        priority=record.priority,
+        attempt=record.attempts,
+        max_attempts=record.max_attempts,
+        created_at=record.created_at,
+    )
