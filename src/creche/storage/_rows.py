@@ -1,0 +1,166 @@
+"""The shape of a job's row, in words that all SQL adapters share: what a settlement, an error and a record look like as
+columns. It knows no engine, runs no statement and reads no clock.
+
+Adapters hand in and get out plain values: UUID, aware datetime, bytes and str. How an engine keeps those is its own
+business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from attrs import frozen
+
+from creche._job import AttemptError, DeadLetter, Event, Failure, JobRecord, Settlement, Status
+from creche._lifecycle import BURIES, GIVES_BACK, GOES_ON, TRANSITIONS
+
+LEASE_EXPIRED: Final = Failure(
+    type="LeaseExpired",
+    message="the lease of the last attempt ran out: its worker was killed, was cut off, or did not renew it in time",
+)
+"""The error of a job that is buried because nobody came back to settle it."""
+
+SUMMARY_LIMIT: Final = 500
+
+
+# --- errors -----------------------------------------------------------------------------------------
+
+
+class _StoredError(msgspec.Struct):
+    """One element of the column `errors`: a JSON array, oldest first."""
+
+    attempt: int
+    failed_at: datetime  # ISO 8601 with an offset: people read this column too
+    type: str
+    message: str
+    traceback: str = ""
+
+
+_ERRORS: Final = msgspec.json.Decoder(list[_StoredError])
+
+
+def failure_json(failure: Failure) -> str:
+    """Return a failure as a JSON object: an element of `errors` but for `attempt` and `failed_at`, which the row and
+    the database's clock know.
+    """
+    fields = {"type": failure.type, "message": failure.message, "traceback": failure.traceback}
+    return msgspec.json.encode(fields).decode()
+
+
+def summary(failure: Failure) -> str:
+    """Return one line for the column `last_error`, which nothing but people reads."""
+    return f"{failure.type}: {failure.message}"[:SUMMARY_LIMIT]
+
+
+def attempt_errors(text: str | bytes) -> Sequence[AttemptError]:
+    """Return the column `errors` as values, oldest first."""
+    return tuple(
+        AttemptError(
+            attempt=stored.attempt,
+            failed_at=stored.failed_at,
+            error=Failure(type=stored.type, message=stored.message, traceback=stored.traceback),
+        )
+        for stored in _ERRORS.decode(text)
+    )
+
+
+def last_failure(text: str | bytes) -> Failure | None:
+    """Return the newest of the column `errors`."""
+    if len(text) <= 2:  # [] is what nearly every row has
+        return None
+    errors = attempt_errors(text)
+    return errors[-1].error if errors else None
+
+
+# --- settlements ------------------------------------------------------------------------------------
+
+
+@frozen(kw_only=True)
+class SettlementColumns:
+    """One settlement as the parameters of `settle.sql`: what `creche._lifecycle` says, so that SQL need not.
+
+    Attributes:
+        status: the state that follows, unless the row says otherwise: a job that goes on and whose cancellation was
+            asked for is `cancelled`, and a `scheduled` one that is due already is `pending`.
+        due: `available_at` is set: to the moment, or else to the delay from the database's now.
+        error: a JSON object, see `failure_json`; `last_error` is its summary.
+    """
+
+    event: Event
+    status: Status
+    due: bool
+    delay: float
+    available_at: datetime | None
+    gives_back: bool
+    goes_on: bool
+    buries: bool
+    result: str | None
+    error: str | None
+    last_error: str | None
+
+
+def settlement_columns(settlement: Settlement) -> SettlementColumns:
+    """Return the columns that a settlement writes."""
+    event, error = settlement.event, settlement.error
+    status = TRANSITIONS[Status.PROCESSING, event]
+    return SettlementColumns(
+        event=event,
+        status=status,
+        due=status is Status.SCHEDULED,
+        delay=settlement.delay,
+        available_at=settlement.available_at,
+        gives_back=event in GIVES_BACK,
+        goes_on=event in GOES_ON,
+        buries=event in BURIES,
+        result=None if settlement.result is None else settlement.result.decode(),
+        error=None if error is None else failure_json(error),
+        last_error=None if error is None else summary(error),
+    )
+
+
+# --- records ----------------------------------------------------------------------------------------
+
+
+def job_record(row: Mapping[str, Any]) -> JobRecord:
+    """Return a row of `find.sql` or `list.sql`, its values already plain; `errors` is JSON text still."""
+    return JobRecord(
+        id=row["id"],
+        queue_name=row["queue_name"],
+        type=row["type"],
+        payload=row["payload"],
+        status=Status(row["status"]),
+        priority=row["priority"],
+        attempts=row["attempts"],
+        max_attempts=row["max_attempts"],
+        available_at=row["available_at"],
+        locked_until=row["locked_until"],
+        locked_by=row["locked_by"],
+        last_error=last_failure(row["errors"]),
+        idempotency_key=row["idempotency_key"],
+        fingerprint=row["fingerprint"],
+        cancel_requested=bool(row["cancel_requested"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        completed_at=row["completed_at"],
+        result=row["result"],
+        result_expires_at=row["result_expires_at"],
+    )
+
+
+def dead_letter(row: Mapping[str, Any]) -> DeadLetter:
+    """Return a row of `dead_letters.sql`, its values already plain; `errors` is JSON text still."""
+    return DeadLetter(
+        job_id=row["job_id"],
+        queue_name=row["queue_name"],
+        type=row["type"],
+        payload=row["payload"],
+        priority=row["priority"],
+        attempts=row["attempts"],
+        max_attempts=row["max_attempts"],
+        created_at=row["created_at"],
+        buried_at=row["buried_at"],
+        errors=attempt_errors(row["errors"]),
+    )
