@@ -17,12 +17,6 @@ from attrs import frozen
 from creche._job import AttemptError, DeadLetter, Event, Failure, JobRecord, Settlement, Status
 from creche._lifecycle import BURIES, GIVES_BACK, GOES_ON, TRANSITIONS
 
-LEASE_EXPIRED: Final = Failure(
-    type="LeaseExpired",
-    message="the lease of the last attempt ran out: its worker was killed, was cut off, or did not renew it in time",
-)
-"""The error of a job that is buried because nobody came back to settle it."""
-
 SUMMARY_LIMIT: Final = 500
 
 
