@@ -1,0 +1,84 @@
+-- The schema of a queue in one SQLite file. STRICT, because a column that takes any type hides a driver's mistakes.
+--
+-- ids are UUIDs as canonical text: version 7 begins with its time, so new rows stand side by side in the index, and
+-- text sorts as the UUID does. Times are INTEGER microseconds since 1970-01-01 UTC, the full precision of what Python
+-- sends, and compared without parsing. To read one:
+--   SELECT datetime(created_at / 1000000, 'unixepoch') FROM creche_jobs;
+-- SQLite has no clock but its host's. It is read by the adapter inside the transaction, while the file's only write
+-- lock is held, and handed in as :now.
+--
+-- Payloads and results are TEXT that SQLite has checked to be JSON: it is kept byte for byte, and json_extract reads it.
+
+CREATE TABLE creche_jobs (
+    id                TEXT    NOT NULL PRIMARY KEY CHECK (length(id) = 36),
+    queue_name        TEXT    NOT NULL,
+    type              TEXT    NOT NULL,
+    payload           TEXT    NOT NULL CHECK (json_valid(payload)),
+    status            TEXT    NOT NULL
+        CHECK (status IN ('pending', 'scheduled', 'processing', 'completed', 'failed', 'cancelled')),
+    priority          INTEGER NOT NULL,
+    attempts          INTEGER NOT NULL DEFAULT 0 CHECK (attempts BETWEEN 0 AND max_attempts),
+    max_attempts      INTEGER NOT NULL,
+    available_at      INTEGER NOT NULL,
+    locked_until      INTEGER,
+    locked_by         TEXT,
+    -- The lease: token rises with each reservation, and whenever somebody who does not hold it changes the row (nonce is
+    -- 0 then, which no client draws twice in a row's life). Both stay in the finished row: a settle sent again is known.
+    token             INTEGER NOT NULL DEFAULT 0,
+    nonce             INTEGER NOT NULL DEFAULT 0,
+    cancel_requested  INTEGER NOT NULL DEFAULT 0 CHECK (cancel_requested IN (0, 1)),
+    idempotency_key   TEXT,
+    fingerprint       BLOB             CHECK (length(fingerprint) = 32),
+    -- Whether this row is the one that a dispatch of the same fingerprint joins: from its insert until it failed, was
+    -- cancelled, or completed without a cached result; a stale cached result lets go when the next dispatch finds it.
+    single_flight     INTEGER NOT NULL DEFAULT 0 CHECK (single_flight IN (0, 1)),
+    result            TEXT             CHECK (json_valid(result)),
+    result_ttl        INTEGER,         -- microseconds
+    result_expires_at INTEGER,
+    errors            TEXT    NOT NULL DEFAULT '[]' CHECK (json_valid(errors)),
+    last_error        TEXT,            -- the newest of them in one line, for people
+    created_at        INTEGER NOT NULL,
+    updated_at        INTEGER NOT NULL,
+    completed_at      INTEGER          -- set in every finished state
+) STRICT;
+
+-- Exactly the order of reserve: it reads the head of a queue and nothing else. Jobs that are not due are `scheduled` and
+-- do not stand in its way.
+CREATE INDEX creche_jobs_claim ON creche_jobs (queue_name, priority DESC, available_at, id) WHERE status = 'pending';
+
+CREATE INDEX creche_jobs_scheduled ON creche_jobs (queue_name, available_at) WHERE status = 'scheduled';
+
+-- Not on locked_until: a renewal must not move an index entry. There are never more of these than workers' slots.
+CREATE INDEX creche_jobs_processing ON creche_jobs (queue_name) WHERE status = 'processing';
+
+-- For prune, in its order. The two columns behind answer from the index alone: which cached results are still fresh,
+-- and how many finished jobs each queue has.
+CREATE INDEX creche_jobs_finished ON creche_jobs (status, completed_at, result_expires_at, queue_name)
+    WHERE completed_at IS NOT NULL;
+
+-- Of any number of dispatches at once, one inserts: the index decides, in the statement that inserts.
+CREATE UNIQUE INDEX creche_jobs_idempotency ON creche_jobs (queue_name, idempotency_key)
+    WHERE idempotency_key IS NOT NULL;
+CREATE UNIQUE INDEX creche_jobs_single_flight ON creche_jobs (fingerprint) WHERE single_flight = 1;
+
+-- A copy, without a foreign key: it outlives the job's row.
+CREATE TABLE creche_dead_letters (
+    job_id       TEXT    NOT NULL PRIMARY KEY,
+    queue_name   TEXT    NOT NULL,
+    type         TEXT    NOT NULL,
+    payload      TEXT    NOT NULL CHECK (json_valid(payload)),
+    priority     INTEGER NOT NULL,
+    attempts     INTEGER NOT NULL,
+    max_attempts INTEGER NOT NULL,
+    created_at   INTEGER NOT NULL,
+    buried_at    INTEGER NOT NULL,
+    errors       TEXT    NOT NULL CHECK (json_valid(errors))
+) STRICT;
+
+CREATE INDEX creche_dead_letters_buried ON creche_dead_letters (buried_at);
+
+CREATE TABLE creche_migrations (
+    version    INTEGER NOT NULL PRIMARY KEY,
+    name       TEXT    NOT NULL,
+    applied_at INTEGER NOT NULL
+) STRICT;

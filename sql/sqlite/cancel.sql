@@ -1,0 +1,12 @@
+-- End a job that waits; ask the holder of one that runs. The holder's lease stays good until it has answered, so only the
+-- waiting job gets a new token.
+UPDATE creche_jobs
+SET status = iif(status = 'processing', status, 'cancelled'),
+    cancel_requested = cancel_requested OR status = 'processing',
+    token = token + (status <> 'processing'),
+    nonce = iif(status = 'processing', nonce, 0),
+    single_flight = single_flight AND status = 'processing',
+    updated_at = :now,
+    completed_at = iif(status = 'processing', NULL, :now)
+WHERE id = :id
+    AND status IN ('pending', 'scheduled', 'processing')

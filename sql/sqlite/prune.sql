@@ -1,0 +1,13 @@
+-- Delete finished jobs past their retention, the oldest first, one status at a time: each has its own retention, and the
+-- long-kept failed ones must not stand before the completed ones. Rows whose cached result is fresh are passed over
+-- within the index.
+DELETE FROM creche_jobs
+WHERE rowid IN (
+    SELECT rowid
+    FROM creche_jobs
+    WHERE status = :status
+        AND completed_at <= :finished_before
+        AND (result_expires_at IS NULL OR result_expires_at <= :now)
+    ORDER BY completed_at
+    LIMIT :limit
+)

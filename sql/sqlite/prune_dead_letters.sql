@@ -1,0 +1,5 @@
+-- Delete dead letters past the retention of failed jobs, the oldest first.
+DELETE FROM creche_dead_letters
+WHERE rowid IN (
+    SELECT rowid FROM creche_dead_letters WHERE buried_at <= :buried_before ORDER BY buried_at LIMIT :limit
+)

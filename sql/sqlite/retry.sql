@@ -1,0 +1,22 @@
+-- Make a failed, cancelled or scheduled job ready now. One that had ended gets all its attempts again, and its fingerprint
+-- back if no other job holds that; otherwise nothing happens.
+UPDATE creche_jobs
+SET status = 'pending',
+    attempts = iif(status = 'scheduled', attempts, 0),
+    available_at = :now,
+    token = token + 1,
+    nonce = 0,
+    cancel_requested = 0,
+    single_flight = fingerprint IS NOT NULL,
+    updated_at = :now,
+    completed_at = NULL
+WHERE id = :id
+    AND status IN ('failed', 'cancelled', 'scheduled')
+    AND NOT EXISTS (
+        SELECT 1
+        FROM creche_jobs AS rival
+        WHERE rival.fingerprint = creche_jobs.fingerprint
+            AND rival.single_flight = 1
+            AND rival.id <> creche_jobs.id
+    )
+RETURNING queue_name
