@@ -1,1 +1,17 @@
 """What ships for the author of another storage, and for tests of code that dispatches jobs."""
+
+from __future__ import annotations
+
+import pytest
+
+# Before they are imported: pytest explains a failed assert only in modules that it rewrote.
+pytest.register_assert_rewrite(
+    "creche.testing._conformance_base",
+    "creche.testing._conformance_insert",
+    "creche.testing._conformance_table",
+    "creche.testing.conformance",
+)
+
+from creche.testing.conformance import StorageConformance  # noqa: E402 - see above
+
+__all__ = ["StorageConformance"]

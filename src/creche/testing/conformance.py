@@ -1,0 +1,38 @@
+"""The conformance suite: what `creche.abc.Storage` promises, as tests. It knows no storage by name.
+
+The parts stand in modules of their own, one for each thing that a storage does.
+"""
+
+from __future__ import annotations
+
+from creche.testing._conformance_insert import InsertConformance
+from creche.testing._conformance_table import TableConformance
+
+__all__ = ["StorageConformance"]
+
+
+class StorageConformance(
+    TableConformance,
+    InsertConformance,
+):
+    """Hold a storage to `creche.abc.Storage`, on asyncio and on trio.
+
+    Say where an empty storage comes from; pytest does the rest::
+
+        from creche.testing import StorageConformance
+
+        class TestMyStorage(StorageConformance):
+            def open_storage(self):
+                return MyStorage(...)
+
+    `open_storage` may be a coroutine function. If making a storage needs other fixtures, override the fixture
+    `unopened` instead::
+
+        class TestMyStorage(StorageConformance):
+            @pytest.fixture
+            def unopened(self, tmp_path):
+                return MyStorage(tmp_path / "jobs.db")
+
+    The storage that is returned holds no job and is not open: the suite calls `migrate()` on it, opens and closes
+    it. Nothing in the suite sleeps; it hands the time in as `now`.
+    """
