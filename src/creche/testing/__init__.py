@@ -7,7 +7,9 @@ import pytest
 # Before they are imported: pytest explains a failed assert only in modules that it rewrote.
 pytest.register_assert_rewrite(
     "creche.testing._conformance_base",
+    "creche.testing._conformance_dedup",
     "creche.testing._conformance_insert",
+    "creche.testing._conformance_reserve",
     "creche.testing._conformance_table",
     "creche.testing.conformance",
 )

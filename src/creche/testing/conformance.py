@@ -5,15 +5,21 @@ The parts stand in modules of their own, one for each thing that a storage does.
 
 from __future__ import annotations
 
+from creche.testing._conformance_dedup import FingerprintConformance, KeyConformance
 from creche.testing._conformance_insert import InsertConformance
+from creche.testing._conformance_reserve import ExtendConformance, ReserveConformance
 from creche.testing._conformance_table import TableConformance
 
 __all__ = ["StorageConformance"]
 
 
 class StorageConformance(
-    TableConformance,
     InsertConformance,
+    KeyConformance,
+    FingerprintConformance,
+    ReserveConformance,
+    ExtendConformance,
+    TableConformance,
 ):
     """Hold a storage to `creche.abc.Storage`, on asyncio and on trio.
 
