@@ -282,6 +282,10 @@ class PostgreSQLServer(_Databases):
         for session in sessions:
             with suppress(ProcessLookupError):
                 os.kill(session, signal.SIGKILL)
+        # Their sockets close when they are gone, not when they are told to go.
+        limit = time.monotonic() + 5
+        while time.monotonic() < limit and any(map(_alive, sessions)):
+            time.sleep(0.005)
 
     def remove(self) -> None:
         """Stop it, and delete everything it had."""
@@ -339,3 +343,9 @@ def _children(pid: int) -> list[int]:
     with suppress(OSError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
+
+
+def _alive(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
