@@ -9,7 +9,10 @@ pytest.register_assert_rewrite(
     "creche.testing._conformance_base",
     "creche.testing._conformance_dedup",
     "creche.testing._conformance_insert",
+    "creche.testing._conformance_maintain",
+    "creche.testing._conformance_people",
     "creche.testing._conformance_reserve",
+    "creche.testing._conformance_settle",
     "creche.testing._conformance_table",
     "creche.testing.conformance",
 )

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from creche.testing._conformance_dedup import FingerprintConformance, KeyConformance
 from creche.testing._conformance_insert import InsertConformance
+from creche.testing._conformance_maintain import PromoteConformance, PruneConformance, RecoverConformance
+from creche.testing._conformance_people import CancelConformance, RetryConformance, ViewConformance
 from creche.testing._conformance_reserve import ExtendConformance, ReserveConformance
+from creche.testing._conformance_settle import FencingConformance, SettleConformance
 from creche.testing._conformance_table import TableConformance
 
 __all__ = ["StorageConformance"]
@@ -19,7 +22,15 @@ class StorageConformance(
     FingerprintConformance,
     ReserveConformance,
     ExtendConformance,
+    SettleConformance,
+    FencingConformance,
     TableConformance,
+    RecoverConformance,
+    PromoteConformance,
+    PruneConformance,
+    CancelConformance,
+    RetryConformance,
+    ViewConformance,
 ):
     """Hold a storage to `creche.abc.Storage`, on asyncio and on trio.
 

@@ -1,0 +1,221 @@
+"""Maintain: what is taken back, promoted and pruned, and when. It covers no settling."""
+
+from __future__ import annotations
+
+import pytest
+from anyio import create_task_group
+
+from creche._job import AttemptError, Event, JobFilter, Retention, Status, Upkeep
+from creche.abc import Storage
+from creche.testing._conformance_base import (
+    BOOM,
+    LEASE,
+    T0,
+    Suite,
+    add,
+    ask,
+    at,
+    bring,
+    everything,
+    extend,
+    hold,
+    maintain,
+    new_job,
+    reserve,
+    row,
+    settle,
+    take,
+)
+
+IDLE = Upkeep(recovered=0, buried=0, promoted=0, pruned=0, next_due_in=None)
+
+
+class RecoverConformance(Suite):
+    """`Storage.maintain`: leases that ran out."""
+
+    async def test_on_an_empty_storage_there_is_nothing_to_do(self, storage: Storage) -> None:
+        assert await maintain(storage) == IDLE
+
+    @pytest.mark.parametrize("status", list(Status))
+    async def test_what_needs_nothing_is_left_alone(self, storage: Storage, status: Status) -> None:
+        await bring(storage, status)
+        before = await everything(storage)
+        upkeep = await maintain(storage, now=at(LEASE - 0.000_001))
+        assert (upkeep.recovered, upkeep.buried, upkeep.promoted, upkeep.pruned) == (0, 0, 0, 0)
+        assert await everything(storage) == before
+
+    async def test_a_lease_that_ran_out_makes_its_job_ready_where_it_stood(self, storage: Storage) -> None:
+        lease = await hold(storage, queue_name="q", available_at=at(-5), max_attempts=2)
+        assert await maintain(storage, now=at(LEASE)) == Upkeep(recovered=1, buried=0, promoted=0, pruned=0)
+        record = await row(storage, lease.job_id)
+        assert (record.status, record.attempts, record.available_at) == (Status.PENDING, 1, at(-5))
+        assert (record.locked_until, record.locked_by, record.updated_at) == (None, None, at(LEASE))
+        assert record.last_error is not None
+        assert record.last_error.type == "LeaseExpired"
+        assert "1" in record.last_error.message
+        again = await take(storage, queues=["q"], now=at(LEASE))
+        assert again.attempt == 2
+        assert again.lease.token > lease.token
+
+    async def test_a_lease_that_ran_out_on_the_last_attempt_buries_its_job(self, storage: Storage) -> None:
+        job_id = await add(storage, max_attempts=2, payload=b"[1]")
+        await settle(storage, (await take(storage)).lease, Event.RETRY, error=BOOM)
+        await take(storage)
+        assert await maintain(storage, now=at(LEASE + 1)) == Upkeep(recovered=0, buried=1, promoted=0, pruned=0)
+        record = await row(storage, job_id)
+        assert (record.status, record.attempts, record.completed_at) == (Status.FAILED, 2, at(LEASE + 1))
+        (letter,) = await storage.dead_letters(10)
+        assert (letter.job_id, letter.payload, letter.buried_at) == (job_id, b"[1]", at(LEASE + 1))
+        assert (letter.attempts, letter.max_attempts) == (2, 2)
+        first, last = letter.errors
+        assert first == AttemptError(attempt=1, failed_at=T0, error=BOOM)
+        assert (last.attempt, last.failed_at, last.error) == (2, at(LEASE + 1), record.last_error)
+        assert last.error.type == "LeaseExpired"
+        assert "2" in last.error.message
+
+    @pytest.mark.parametrize("max_attempts", [1, 2])
+    async def test_a_lease_that_ran_out_after_a_cancellation_was_asked_for_ends_in_it(
+        self, storage: Storage, max_attempts: int
+    ) -> None:
+        lease = await hold(storage, max_attempts=max_attempts)
+        await storage.cancel([lease.job_id], now=T0)
+        assert await maintain(storage, now=at(LEASE + 1)) == Upkeep(recovered=1, buried=0, promoted=0, pruned=0)
+        record = await row(storage, lease.job_id)
+        assert (record.status, record.completed_at) == (Status.CANCELLED, at(LEASE + 1))
+        assert record.last_error is not None
+        assert record.last_error.type == "LeaseExpired"
+        assert list(await storage.dead_letters(10)) == []
+
+    async def test_an_extended_lease_is_not_taken_back(self, storage: Storage) -> None:
+        lease = await hold(storage)
+        await extend(storage, lease, LEASE, now=at(30))
+        assert (await maintain(storage, now=at(89))).recovered == 0
+        assert (await maintain(storage, now=at(91))).recovered == 1
+
+    async def test_a_job_that_kills_its_worker_each_time_runs_out_of_attempts(self, storage: Storage) -> None:
+        job_id = await add(storage, max_attempts=3)
+        for attempt in (1, 2, 3):
+            assert (await take(storage, now=at(attempt * 100))).attempt == attempt
+            await maintain(storage, now=at(attempt * 100 + LEASE))
+        assert (await row(storage, job_id)).status is Status.FAILED
+        assert not (await reserve(storage, now=at(1_000))).jobs
+        (letter,) = await storage.dead_letters(10)
+        assert [error.attempt for error in letter.errors] == [1, 2, 3]
+
+
+class PromoteConformance(Suite):
+    """`Storage.maintain`: what became due."""
+
+    async def test_a_due_job_is_promoted_at_its_time_and_not_before(self, storage: Storage) -> None:
+        job_id = await add(storage, delay=30)
+        early = await maintain(storage, now=at(29.5))
+        assert early.promoted == 0
+        assert early.next_due_in == pytest.approx(0.5, abs=1e-5)
+        assert await maintain(storage, now=at(30)) == Upkeep(recovered=0, buried=0, promoted=1, pruned=0)
+        record = await row(storage, job_id)
+        assert (record.status, record.available_at, record.attempts) == (Status.PENDING, at(30), 0)
+
+    async def test_promoted_jobs_are_served_by_when_they_were_due(self, storage: Storage) -> None:
+        late = await add(storage, delay=20)
+        early = await add(storage, delay=10)
+        ready = await add(storage, now=at(15))
+        await maintain(storage, now=at(30))
+        assert [job.id for job in (await reserve(storage, 5, now=at(30))).jobs] == [early, ready, late]
+
+    async def test_the_next_due_job_of_any_queue_is_announced(self, storage: Storage) -> None:
+        await add(storage, queue_name="a", delay=60)
+        await add(storage, queue_name="b", delay=20)
+        assert (await maintain(storage)).next_due_in == pytest.approx(20, abs=1e-5)
+        assert (await maintain(storage, now=at(25))).next_due_in == pytest.approx(35, abs=1e-5)
+        assert (await maintain(storage, now=at(99))).next_due_in is None
+
+    async def test_what_the_limit_left_over_is_due_at_once(self, storage: Storage) -> None:
+        await storage.insert([new_job(delay=5) for _ in range(3)], now=T0)
+        assert await maintain(storage, 2, now=at(9)) == Upkeep(
+            recovered=0, buried=0, promoted=2, pruned=0, next_due_in=0.0
+        )
+        assert await maintain(storage, 2, now=at(9)) == Upkeep(recovered=0, buried=0, promoted=1, pruned=0)
+
+
+class PruneConformance(Suite):
+    """`Storage.maintain`: what nobody needs any more, and the sum of all it does."""
+
+    @pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED, Status.CANCELLED])
+    async def test_a_finished_job_is_kept_for_its_states_retention(self, storage: Storage, status: Status) -> None:
+        lease = await bring(storage, status)
+        retention = Retention(**{"completed": 10, "failed": 10, "cancelled": 10, status.value: 100})
+        assert (await maintain(storage, retention=retention, now=at(99.999_999))).pruned == 0
+        assert lease.job_id in await storage.find([lease.job_id])
+        assert len(await storage.dead_letters(10)) == (status is Status.FAILED)
+        assert (await maintain(storage, retention=retention, now=at(100))).pruned == 1
+        assert await storage.find([lease.job_id]) == {}
+        assert list(await storage.dead_letters(10)) == []
+
+    @pytest.mark.parametrize("status", [Status.PENDING, Status.SCHEDULED, Status.PROCESSING])
+    async def test_an_active_job_is_never_pruned(self, storage: Storage, status: Status) -> None:
+        lease = await bring(storage, status)
+        upkeep = await maintain(storage, retention=Retention(completed=0, failed=0, cancelled=0), now=at(86_400 * 999))
+        assert upkeep.pruned == 0
+        assert lease.job_id in await storage.find([lease.job_id])
+
+    async def test_retention_counts_from_the_end_and_not_from_the_beginning(self, storage: Storage) -> None:
+        lease = await hold(storage, lease=1_000)
+        await settle(storage, lease, Event.SUCCEED, result=b"1", now=at(500))
+        assert (await maintain(storage, retention=Retention(completed=100), now=at(599))).pruned == 0
+        assert (await maintain(storage, retention=Retention(completed=100), now=at(600))).pruned == 1
+
+    async def test_a_fresh_result_keeps_its_row(self, storage: Storage) -> None:
+        lease = await bring(storage, Status.COMPLETED, fingerprint=bytes(32), result_ttl=100.0)
+        brief = Retention(completed=0, failed=0, cancelled=0)
+        assert (await maintain(storage, retention=brief, now=at(99))).pruned == 0
+        assert (await ask(storage, fingerprint=bytes(32), now=at(99))).job_id == lease.job_id
+        assert (await maintain(storage, retention=brief, now=at(101))).pruned == 1
+
+    async def test_the_limit_holds_for_each_kind(self, storage: Storage) -> None:
+        for _ in range(3):
+            await hold(storage, max_attempts=3)
+            await add(storage, delay=1)
+            await bring(storage, Status.COMPLETED)
+        retention = Retention(completed=1)
+        counts: list[tuple[int, int, int]] = []
+        for _ in range(3):
+            upkeep = await maintain(storage, 2, retention=retention, now=at(LEASE + 1))
+            counts.append((upkeep.recovered + upkeep.buried, upkeep.promoted, upkeep.pruned))
+        assert counts == [(2, 2, 2), (1, 1, 1), (0, 0, 0)]
+
+    async def test_done_twice_it_finds_nothing_the_second_time(self, storage: Storage) -> None:
+        await hold(storage, max_attempts=1)
+        await hold(storage, max_attempts=2)
+        await add(storage, delay=1)
+        await bring(storage, Status.CANCELLED)
+        retention = Retention(cancelled=1)
+        first = await maintain(storage, retention=retention, now=at(LEASE + 1))
+        assert first == Upkeep(recovered=1, buried=1, promoted=1, pruned=1)
+        before = await everything(storage)
+        assert await maintain(storage, retention=retention, now=at(LEASE + 1)) == IDLE
+        assert await everything(storage) == before
+
+    async def test_rivals_count_each_job_once(self, storage: Storage) -> None:
+        await storage.insert([new_job(max_attempts=1 + number % 2) for number in range(40)], now=T0)
+        await reserve(storage, 40)
+        await storage.insert([new_job(delay=5) for _ in range(20)], now=T0)
+        for _ in range(10):
+            await bring(storage, Status.COMPLETED)
+        done: list[Upkeep] = []
+
+        async def rival() -> None:
+            while True:
+                upkeep = await maintain(storage, 7, retention=Retention(completed=1), now=at(LEASE + 1))
+                done.append(upkeep)
+                if upkeep.recovered + upkeep.buried + upkeep.promoted + upkeep.pruned == 0:
+                    return
+
+        async with create_task_group() as rivals:
+            for _ in range(4):
+                rivals.start_soon(rival)
+        assert sum(upkeep.recovered for upkeep in done) == 20
+        assert sum(upkeep.buried for upkeep in done) == 20
+        assert sum(upkeep.promoted for upkeep in done) == 20
+        assert sum(upkeep.pruned for upkeep in done) == 10
+        assert len(await storage.list(JobFilter(statuses=frozenset({Status.PENDING})), 100)) == 40
+        assert len(await storage.dead_letters(100)) == 20
