@@ -1,1 +1,71 @@
 """creche: a persistent job queue on the database you already have, run by structured concurrency."""
+
+from creche._attempt import Job, current_job
+from creche._backoff import ExponentialBackoff
+from creche._job import Retention, Status
+from creche._payload import JSONSerializer
+from creche._queue import Queue
+from creche._receipt import Receipt
+from creche._tasks import AsyncTask, Call, SyncTask, Task, Tasks
+from creche._worker import Worker
+from creche.errors import (
+    CrecheError,
+    Discard,
+    JobCancelled,
+    JobFailed,
+    JobNotFound,
+    LeaseLost,
+    MissingExtra,
+    NoCurrentJob,
+    OptionInvalid,
+    PayloadInvalid,
+    QueueNotOpen,
+    ResultInvalid,
+    Retry,
+    SchemaOutdated,
+    Snooze,
+    StorageUnavailable,
+    TaskInvalid,
+    TypeTaken,
+    UnknownDSN,
+    UnknownType,
+    WaitTimeout,
+)
+
+__all__ = [
+    "AsyncTask",
+    "Call",
+    "CrecheError",
+    "Discard",
+    "ExponentialBackoff",
+    "JSONSerializer",
+    "Job",
+    "JobCancelled",
+    "JobFailed",
+    "JobNotFound",
+    "LeaseLost",
+    "MissingExtra",
+    "NoCurrentJob",
+    "OptionInvalid",
+    "PayloadInvalid",
+    "Queue",
+    "QueueNotOpen",
+    "Receipt",
+    "ResultInvalid",
+    "Retention",
+    "Retry",
+    "SchemaOutdated",
+    "Snooze",
+    "Status",
+    "StorageUnavailable",
+    "SyncTask",
+    "Task",
+    "TaskInvalid",
+    "Tasks",
+    "TypeTaken",
+    "UnknownDSN",
+    "UnknownType",
+    "WaitTimeout",
+    "Worker",
+    "current_job",
+]

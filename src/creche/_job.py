@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
@@ -74,6 +74,13 @@ def check_seconds(option: str, value: object, *, positive: bool = False) -> floa
     if value > DELAY_LIMIT:
         raise OptionInvalid(option, value, "seconds, at most a hundred years")
     return float(value)
+
+
+def seconds(option: str, value: object, *, positive: bool = False) -> float:
+    """Return a duration, seconds or a timedelta, as seconds, or raise OptionInvalid."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    return check_seconds(option, value, positive=positive)
 
 
 def check_integer(option: str, value: object, low: int, high: int) -> int:

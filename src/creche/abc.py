@@ -198,13 +198,12 @@ class Storage(Protocol):
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
         """End attempts, in one transaction; each lease at most once in a batch.
 
-        The states that follow are `creche._lifecycle.TRANSITIONS`. RELEASE and SNOOZE restore the attempt;
-        a released job stands in its queue where it stood. RETRY,
-        FAIL and DISCARD keep the error (of a job, the last ERRORS_KEPT errors are kept); FAIL and DISCARD write a
-        dead letter with them. What
-        would go on (RETRY, RELEASE, SNOOZE) ends as cancelled if cancellation was asked for. A lease that was
-        settled before, and whose job nobody touched since, is accepted again with no effect. Jobs with a
-        result and a `result_ttl` go on answering for their fingerprint; all other finished jobs stop.
+        The states that follow are `creche._lifecycle.TRANSITIONS`. RELEASE and SNOOZE restore the attempt; a
+        released job stands in its queue where it stood. RETRY, FAIL and DISCARD keep the error (of a job, the
+        last ERRORS_KEPT errors are kept); FAIL and DISCARD write a dead letter with them. What would go on
+        (RETRY, RELEASE, SNOOZE) ends as cancelled if cancellation was asked for. A lease that was settled
+        before, and whose job nobody touched since, is accepted again with no effect. Jobs with a `result_ttl`
+        go on answering for their fingerprint when they succeed; all other finished jobs stop.
         """
         ...
 
@@ -217,9 +216,10 @@ class Storage(Protocol):
     ) -> Upkeep:
         """Take back what no lease holds any more, promote what is due, prune what is past its retention.
 
-        A job whose lease has run out is made ready at once, where it stood, with a new token if attempts are left, is cancelled
-        if that was asked for, and otherwise is buried: failed, with a dead letter that says so. At most `limit`
-        of each kind. Safe to run anywhere, any number of times, at the same time; rivals skip each other's rows.
+        A job whose lease has run out is made ready at once, where it stood, with a new token if attempts are
+        left; it is cancelled if that was asked for; otherwise it is buried: failed, with a dead letter. Each
+        keeps an error of the type `LeaseExpired` that names the attempt. At most `limit` of each kind. Safe to
+        run anywhere, any number of times, at the same time; rivals skip each other's rows.
         Dead letters are pruned with the retention of failed jobs.
         """
         ...

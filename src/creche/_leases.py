@@ -1,0 +1,111 @@
+"""What this worker holds at this moment: every lease, its local deadline, the scope that ends with it.
+
+It asks no storage; the renewer and the settler do, and write down here what they learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum, auto
+
+import anyio
+from anyio import CancelScope
+
+from creche._job import Lease, ReservedJob
+
+
+class Verdict(Enum):
+    """Why an attempt was cut short."""
+
+    LOST = auto()  # its right to run is over, or can't be shown to last
+    ASKED = auto()  # somebody cancelled the job
+
+
+class Held:
+    """One lease in our hands.
+
+    The deadline is on the event loop's monotonic clock, and was counted from before the reserving or renewing
+    statement was sent, less a margin: so it passes here before the database can give the job away, whatever
+    either wall clock says (Martin Kleppmann, "How to do distributed locking", 2016, on why a lease needs both
+    this and a fencing token).
+    """
+
+    __slots__ = ("_scope", "deadline", "job", "lease", "verdict")
+
+    def __init__(self, job: ReservedJob, deadline: float) -> None:
+        self.job = job
+        self.lease: Lease = job.lease
+        self.deadline = deadline
+        self.verdict: Verdict | None = None
+        self._scope: CancelScope | None = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether the right to run has passed, as far as we can know."""
+        return anyio.current_time() >= self.deadline
+
+    def scope(self) -> CancelScope:
+        """Return the scope in which the attempt has to run: it ends with the lease."""
+        self._scope = CancelScope(deadline=self.deadline)
+        if self.verdict is not None:
+            self._scope.cancel()
+        return self._scope
+
+    def postpone(self, deadline: float) -> None:
+        """The lease lasts longer now; it never lasts less."""
+        self.deadline = max(self.deadline, deadline)
+        if self._scope is not None:
+            self._scope.deadline = self.deadline
+
+    def revoke(self, verdict: Verdict) -> None:
+        """End the attempt now; the first reason stands, but a lost lease outranks a request."""
+        if self.verdict is None or verdict is Verdict.LOST:
+            self.verdict = verdict
+        if self._scope is not None:
+            self._scope.cancel()
+
+
+class Holdings:
+    """All leases that this worker must renew: from the reserve until the settle was answered."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._held: dict[Lease, Held] = {}
+        self._running = 0
+        self._room = anyio.Event()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[Held]:
+        return iter(list(self._held.values()))
+
+    def get(self, lease: Lease) -> Held | None:
+        """Return what is held under this lease."""
+        return self._held.get(lease)
+
+    @property
+    def room(self) -> int:
+        """How many more attempts may run."""
+        return self.limit - self._running
+
+    def take(self, held: Held) -> None:
+        """A reserved job arrived: it occupies a slot, and its lease must be renewed."""
+        self._held[held.lease] = held
+        self._running += 1
+
+    def vacate(self) -> None:
+        """An attempt ended: its slot is free, though its lease is still to be settled."""
+        self._running -= 1
+        self._room.set()
+
+    def drop(self, held: Held) -> None:
+        """The lease is settled, or lost: renew it no more."""
+        self._held.pop(held.lease, None)
+
+    async def wait_for_room(self) -> int:
+        """Wait until at least one attempt may run; return how many."""
+        while self.room <= 0:
+            self._room = anyio.Event()
+            await self._room.wait()
+        return self.room

@@ -1,0 +1,54 @@
+"""The maintainer: recovers, promotes, prunes. It needs no leader: everyone may do it, and rivals skip each other."""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+from creche._job import Retention
+from creche._patience import Patience
+from creche._wake import Alarm, Doorbell
+from creche.abc import Storage
+from creche.errors import StorageError
+
+_LIMIT: Final = 1_000
+_BREATH: Final = 0.01  # seconds: what is due and was not promoted is in a rival's hands at this moment
+
+
+class Maintainer:
+    """Looks after jobs that nobody holds.
+
+    Args:
+        storage: where they are.
+        retention: how long finished jobs are kept.
+        interval: seconds between rounds, unless a job is due before.
+        doorbell: rung when something became ready.
+        alarm: told, and asked, when the next scheduled job is due.
+    """
+
+    def __init__(
+        self, storage: Storage, retention: Retention, *, interval: float, doorbell: Doorbell, alarm: Alarm
+    ) -> None:
+        self._storage = storage
+        self._retention = retention
+        self._interval = interval
+        self._doorbell = doorbell
+        self._alarm = alarm
+
+    async def run(self) -> None:
+        """Maintain until cancelled. Each round may be cut off at any point; the next one, anywhere, goes on."""
+        patience = Patience("maintenance")
+        while True:
+            self._alarm.reset()
+            try:
+                upkeep = await self._storage.maintain(_LIMIT, retention=self._retention)
+            except StorageError as error:
+                await patience.after(error)
+                continue
+            patience.success()
+            if upkeep.recovered or upkeep.promoted:
+                self._doorbell.ring()
+            if upkeep.next_due_in is not None:
+                self._alarm.due_in(max(_BREATH, upkeep.next_due_in))
+            if max(upkeep.recovered, upkeep.buried, upkeep.promoted, upkeep.pruned) < _LIMIT:
+                await self._alarm.wait(self._interval * random.uniform(0.8, 1.2))  # noqa: S311 - spreads rounds

@@ -1,0 +1,320 @@
+"""The queue: the one thing that an application holds. It dispatches, looks up, cancels; it runs no job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar, overload
+from uuid import UUID
+
+from creche import _waiting
+from creche._ids import new_job_id
+from creche._job import Insertion, JobFilter, JobRecord, NewJob, QueueStats, Status
+from creche._nursery import background
+from creche._payload import JSONSerializer, Refused, fingerprint, to_plain
+from creche._receipt import Receipt, issue
+from creche._tasks import DEFAULTS, Call, Options, Task, TaskDecorator, Tasks, encode_payload, make_options
+from creche.abc import Backoff, Fingerprint, Serializer, Storage
+from creche.errors import JobNotFound, OptionInvalid, PayloadInvalid, QueueNotOpen, UnknownType
+from creche.storage import open_storage
+
+R = TypeVar("R")
+
+DEFAULT_DSN: Final = "sqlite:///creche.db"
+
+
+class Queue:
+    """Jobs on a database.
+
+    Use it as `async with queue:`, once at a time; tasks are registered before or after.
+
+    Args:
+        dsn: the database's URL, or a storage; None takes `CRECHE_DSN`, else `DATABASE_URL`, else the SQLite file
+            `creche.db` in the working folder.
+        serializer: values to JSON text and back.
+        fingerprint: names unique work; 32 bytes from a job type and plain arguments.
+    """
+
+    def __init__(
+        self,
+        dsn: str | Storage | None = None,
+        *,
+        serializer: Serializer | None = None,
+        fingerprint: Fingerprint = fingerprint,
+    ) -> None:
+        if dsn is None:
+            dsn = os.environ.get("CRECHE_DSN") or os.environ.get("DATABASE_URL") or DEFAULT_DSN
+        self._storage = open_storage(dsn) if isinstance(dsn, str) else dsn
+        self._serializer = serializer or JSONSerializer()
+        self._fingerprint = fingerprint
+        self._foreign: set[str] = set()
+        self._waiters = _waiting.Waiters(self._storage)
+        self._stack: AsyncExitStack | None = None
+        self.tasks: Final = Tasks()
+        self.tasks.bind(self)
+
+    def __repr__(self) -> str:
+        return f"<Queue on {self._storage!r}, {len(self.tasks)} tasks>"
+
+    # --- lifecycle ----------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is inside its `async with` block."""
+        return self._stack is not None
+
+    @property
+    def storage(self) -> Storage:
+        """Where its jobs are."""
+        return self._storage
+
+    @property
+    def serializer(self) -> Serializer:
+        """What turns values into JSON text and back."""
+        return self._serializer
+
+    async def __aenter__(self) -> Self:
+        if self._stack is not None:
+            raise OptionInvalid("queue", self, "it is open already: one `async with queue:` at a time")
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._storage)
+            services = await stack.enter_async_context(background())
+            self._waiters = _waiting.Waiters(self._storage)
+            services.start_soon(self._waiters.run, name="receipts")
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        stack, self._stack = self._stack, None
+        return None if stack is None else await stack.__aexit__(kind, error, trace)
+
+    async def migrate(self) -> Sequence[str]:
+        """Bring the database's schema to this version; return the names of the migrations that were applied.
+
+        Works on a queue that is not open. Any number of processes may call it at once.
+        """
+        return await self._storage.migrate()
+
+    # --- tasks --------------------------------------------------------------------------------------
+
+    def task(
+        self,
+        type: str,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        max_attempts: int | None = None,
+        result_ttl: float | timedelta | None = None,
+        unique: bool | None = None,
+        backoff: Backoff | None = None,
+    ) -> TaskDecorator:
+        """Register a function as the handler of a job type; see `Tasks.task` for the options."""
+        return self.tasks.task(
+            type,
+            queue=queue,
+            priority=priority,
+            max_attempts=max_attempts,
+            result_ttl=result_ttl,
+            unique=unique,
+            backoff=backoff,
+        )
+
+    def include(self, tasks: Tasks) -> None:
+        """Take in the tasks of another module: `tasks = Tasks()` there, `queue.include(tasks)` here."""
+        self.tasks.include(tasks)
+
+    def foreign(self, *types: str) -> None:
+        """Declare job types whose handlers are registered elsewhere, so that they can be dispatched by name."""
+        self._foreign.update(types)
+
+    # --- dispatch -----------------------------------------------------------------------------------
+
+    @overload
+    async def dispatch(self, what: Call[R], /) -> Receipt[R]: ...
+    @overload
+    async def dispatch(
+        self,
+        what: str,
+        payload: object = None,
+        /,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        delay: float | timedelta | None = None,
+        available_at: datetime | None = None,
+        max_attempts: int | None = None,
+        idempotency_key: str | None = None,
+        result_ttl: float | timedelta | None = None,
+        unique: bool | None = None,
+    ) -> Receipt[Any]: ...
+    async def dispatch(self, what: str | Call[Any], payload: object = None, /, **options: Any) -> Receipt[Any]:
+        """Ask for a job: a call made by `task.call(…)`, or a job type with its payload.
+
+        A payload for a task that is registered here is checked against its signature. A type that is not is
+        taken if it is sent on purpose: `queue=` names where its handler listens, or `queue.foreign(type)` has
+        declared it, or this process registers no tasks at all.
+
+        Args:
+            what: the call, or the job type.
+            payload: an object of the handler's arguments by name; None for none.
+            options: see `Task.options`.
+
+        Raises:
+            UnknownType: no such task, and nothing says that there is one elsewhere; lists near names.
+            PayloadInvalid, OptionInvalid: refused before anything was written.
+            QueueNotOpen: use `async with queue:`.
+            StorageUnavailable: the database can't be reached. The job may have been written; with an
+                idempotency key it can be sent again without harm.
+        """
+        call = what if isinstance(what, Call) else self._call(what, payload, make_options(**options))
+        return await self.dispatch_call(call)
+
+    async def dispatch_call(self, call: Call[R]) -> Receipt[R]:
+        """Send one call."""
+        return (await self.dispatch_many([call]))[0]
+
+    async def dispatch_many(self, calls: Iterable[Call[R]]) -> Sequence[Receipt[R]]:
+        """Ask for many jobs in one statement, all or nothing; return their receipts in order.
+
+        Raises:
+            QueueNotOpen, StorageUnavailable: see `dispatch`.
+        """
+        storage = self._open()
+        asked = list(calls)
+        insertions = await storage.insert([self._new_job(call) for call in asked])
+        return [issue(insertion, self, call.returns) for call, insertion in zip(asked, insertions, strict=True)]
+
+    def _call(self, type: str, payload: object, options: Options) -> Call[Any]:
+        if type in self.tasks:
+            task: Task[..., Any] = self.tasks.get(type)
+            return task.call_with(options, task.signature.check({} if payload is None else payload))
+        near = self.tasks.near(type)
+        if type not in self._foreign and len(self.tasks) and (near or options.queue is None):
+            raise UnknownType(type, near)
+        try:
+            plain = to_plain({} if payload is None else payload)
+        except Refused as refused:
+            raise PayloadInvalid(refused.reason, path=refused.path, type=type) from None
+        encoded = encode_payload(self._serializer, plain, type)
+        return Call(type=type, payload=encoded, arguments=plain, options=options)
+
+    def _new_job(self, call: Call[Any]) -> NewJob:
+        options = call.options.over(DEFAULTS)
+        return NewJob(
+            id=new_job_id(),
+            type=call.type,
+            payload=call.payload,
+            queue_name=options.queue or DEFAULTS.queue or "",
+            priority=options.priority or 0,
+            max_attempts=options.max_attempts or 1,
+            delay=options.delay or 0.0,
+            available_at=options.available_at,
+            idempotency_key=options.idempotency_key,
+            fingerprint=self._fingerprint(call.type, call.arguments) if options.single_flight else None,
+            result_ttl=options.result_ttl,
+        )
+
+    # --- afterwards ---------------------------------------------------------------------------------
+
+    async def receipt(self, job_id: UUID | str) -> Receipt[Any]:
+        """Return how a job stands now.
+
+        Raises:
+            JobNotFound: never dispatched here, or pruned since.
+        """
+        record = await self.look_up(_uuid(job_id))
+        if record is None:
+            raise JobNotFound(_uuid(job_id))
+        insertion = Insertion(
+            job_id=record.id,
+            status=record.status,
+            inserted=False,
+            fingerprint=record.fingerprint,
+            result=record.result if record.status is Status.COMPLETED else None,
+        )
+        returns = self.tasks.get(record.type).signature.returns if record.type in self.tasks else Any
+        return issue(insertion, self, returns)
+
+    async def cancel(self, job_id: UUID | str) -> Status:
+        """Cancel a job: at once while it waits, by way of its worker while it runs.
+
+        Returns:
+            `cancelled` if it was waiting; `processing` if its worker will learn of it with the next renewal, at
+            the latest; else how it had ended before.
+
+        Raises:
+            JobNotFound: never dispatched here, or pruned since.
+        """
+        return _only(_uuid(job_id), await self._open().cancel([_uuid(job_id)]))
+
+    async def retry(self, job_id: UUID | str) -> Status:
+        """Make a failed, cancelled or scheduled job ready now, with all its attempts.
+
+        Returns:
+            `pending` if it is ready again; any other status: it was left as it is (it runs, is completed, or
+            another job has its fingerprint now).
+
+        Raises:
+            JobNotFound: never dispatched here, or pruned since.
+        """
+        return _only(_uuid(job_id), await self._open().retry([_uuid(job_id)]))
+
+    async def jobs(
+        self,
+        *,
+        queues: Collection[str] | None = None,
+        types: Collection[str] | None = None,
+        statuses: Collection[Status] | None = None,
+        limit: int = 100,
+        before: UUID | None = None,
+    ) -> Sequence[JobRecord]:
+        """Return rows of jobs, newest first; `before` is the last id of the page before."""
+        where = JobFilter(
+            queues=None if queues is None else frozenset(queues),
+            types=None if types is None else frozenset(types),
+            statuses=None if statuses is None else frozenset(statuses),
+        )
+        return await self._open().list(where, limit, before=before)
+
+    async def stats(self) -> Sequence[QueueStats]:
+        """Return how many jobs of each queue stand in which state."""
+        return await self._open().stats()
+
+    async def look_up(self, job_id: UUID) -> JobRecord | None:
+        """Return a job's row, or None."""
+        return (await self._open().find([job_id])).get(job_id)
+
+    async def wait_for(self, job_id: UUID) -> JobRecord | None:
+        """Return a job's row once it is over; None if there is no such job."""
+        self._open()
+        return await self._waiters.wait(job_id)
+
+    def settled(self, job_id: UUID) -> None:
+        """A worker of this process wrote a job's end."""
+        self._waiters.settled(job_id)
+
+    def _open(self) -> Storage:
+        if self._stack is None:
+            raise QueueNotOpen
+        return self._storage
+
+
+def _uuid(job_id: UUID | str) -> UUID:
+    if isinstance(job_id, UUID):
+        return job_id
+    try:
+        return UUID(job_id)
+    except (ValueError, AttributeError, TypeError):
+        raise OptionInvalid("job_id", job_id, "a UUID") from None
+
+
+def _only(job_id: UUID, statuses: Mapping[UUID, Status]) -> Status:
+    try:
+        return statuses[job_id]
+    except KeyError:
+        raise JobNotFound(job_id) from None

@@ -1,0 +1,132 @@
+"""What the asker gets back: where a job stood when it was asked for, and a way to ask again. It runs nothing."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import Any, Generic, Protocol, TypeVar, cast
+from uuid import UUID
+
+import anyio
+from attrs import field, frozen
+
+from creche._job import Insertion, JobRecord, Status, seconds
+from creche.abc import Serializer
+from creche.errors import JobCancelled, JobFailed, JobNotFound, WaitTimeout
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Office(Protocol):
+    """Where receipts ask."""
+
+    @property
+    def serializer(self) -> Serializer:
+        """Turns stored results into values."""
+        ...
+
+    async def look_up(self, job_id: UUID) -> JobRecord | None:
+        """Return a job's row now."""
+        ...
+
+    async def wait_for(self, job_id: UUID) -> JobRecord | None:
+        """Return a job's row once it is over."""
+        ...
+
+
+@frozen(kw_only=True)
+class Receipt(Generic[R_co]):
+    """The answer to a dispatch. Frozen: it says how things stood then.
+
+    Attributes:
+        job_id: of the job that answers for this dispatch; somebody else's, if this dispatch joined it.
+        status: of that job at that moment.
+        inserted: whether this dispatch made a new job.
+        fingerprint: 32 bytes, if the dispatch was single-flight.
+        result: the handler's return value, if the job was completed already (a cached result); else None.
+    """
+
+    job_id: UUID
+    status: Status
+    inserted: bool
+    fingerprint: bytes | None = field(default=None, repr=lambda value: value.hex()[:12] if value else "None")
+    result: R_co | None = field(default=None, repr=False)
+    _office: Office = field(repr=False, eq=False)
+    _returns: Any = field(default=Any, repr=False, eq=False)
+
+    async def wait(self, timeout: float | timedelta | None = None) -> R_co:
+        """Wait until the job is over, in whatever process it runs, and return the handler's result.
+
+        Args:
+            timeout: seconds; None waits for ever.
+
+        Raises:
+            JobFailed: it used its last attempt; has the last error's type, message and traceback text.
+            JobCancelled: it was cancelled.
+            JobNotFound: its row is gone: its retention was over.
+            WaitTimeout: it is not over yet; it goes on.
+
+        Cancelling the wait, or letting it time out, never touches the job.
+        """
+        limit = math.inf if timeout is None else seconds("timeout", timeout)
+        with anyio.move_on_after(limit):
+            record = await self._office.wait_for(self.job_id)
+            return self._value(record)
+        raise WaitTimeout(self.job_id, limit, (await self.refresh()).status)
+
+    async def refresh(self) -> Receipt[R_co]:
+        """Return a new receipt that says how things stand now.
+
+        Raises:
+            JobNotFound: the job's row is gone.
+            StorageUnavailable: try again later.
+        """
+        record = await self._office.look_up(self.job_id)
+        if record is None:
+            raise JobNotFound(self.job_id)
+        return issue(
+            Insertion(
+                job_id=record.id,
+                status=record.status,
+                inserted=self.inserted,
+                fingerprint=record.fingerprint,
+                result=record.result if record.status is Status.COMPLETED else None,
+            ),
+            self._office,
+            self._returns,
+        )
+
+    def _value(self, record: JobRecord | None) -> R_co:
+        if record is None:
+            raise JobNotFound(self.job_id)
+        if record.status is Status.CANCELLED:
+            raise JobCancelled(self.job_id)
+        if record.status is Status.FAILED:
+            error = record.last_error
+            raise JobFailed(
+                self.job_id,
+                type=error.type if error else "unknown",
+                message=error.message if error else "no error was recorded",
+                traceback=error.traceback if error else "",
+            )
+        return cast("R_co", self._office.serializer.decode(record.result or b"null", self._returns))
+
+
+def issue(insertion: Insertion, office: Office, returns: Any) -> Receipt[Any]:
+    """Return the receipt for what a storage answered.
+
+    Args:
+        insertion: the storage's answer.
+        office: where the receipt asks later.
+        returns: what the handler's result is decoded as.
+    """
+    result = None if insertion.result is None else office.serializer.decode(insertion.result, returns)
+    return Receipt(
+        job_id=insertion.job_id,
+        status=insertion.status,
+        inserted=insertion.inserted,
+        fingerprint=insertion.fingerprint,
+        result=result,
+        office=office,
+        returns=returns,
+    )

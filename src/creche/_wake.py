@@ -1,0 +1,116 @@
+"""The doorbell: says that there may be work. It listens if the storage can, and polls always.
+
+A wake is a hint; the reserve is the truth. Late, lost or false wakes are all harmless.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Collection
+from typing import Final
+
+import anyio
+
+from creche._patience import Patience
+from creche.abc import Storage
+from creche.errors import ListenerDeaf, StorageUnavailable
+
+_log = logging.getLogger("creche")
+
+_EAGER: Final = 0.05  # seconds between polls right after there was work, where nothing else would tell
+_HEARING_AGAIN: Final = 60.0  # seconds until a storage that heard nothing is asked to listen once more
+
+
+class Doorbell:
+    """Rung by whoever knows of work; waited for by the reserver.
+
+    Args:
+        poll_interval: seconds after which one goes and looks, though nobody rang.
+    """
+
+    def __init__(self, poll_interval: float) -> None:
+        self._poll_interval = poll_interval
+        self._quiet = _EAGER
+        self._rung = anyio.Event()
+        self.listening = False
+
+    def ring(self) -> None:
+        """There may be work now."""
+        self._rung.set()
+
+    def answer(self) -> None:
+        """Call before looking: whoever rings from now on is heard by the next `wait`."""
+        self._rung = anyio.Event()
+
+    def found_work(self) -> None:
+        """More work tends to follow work: where nobody rings, look again soon."""
+        self._quiet = _EAGER
+
+    async def wait(self) -> None:
+        """Wait for a ring, or until it is time to look anyway."""
+        if self.listening:
+            patience = self._poll_interval
+        else:
+            patience = min(self._poll_interval, self._quiet)
+            self._quiet = min(self._poll_interval, self._quiet * 1.5)
+        with anyio.move_on_after(patience * random.uniform(0.9, 1.1)):  # noqa: S311 - spreads polls
+            await self._rung.wait()
+
+
+class Alarm:
+    """Remembers when the next scheduled job is due, so that somebody promotes it at that moment."""
+
+    def __init__(self) -> None:
+        self._at = math.inf
+        self._moved = anyio.Event()
+
+    def due_in(self, seconds: float | None) -> None:
+        """A job is due in this many seconds (None: no news)."""
+        if seconds is not None and anyio.current_time() + seconds < self._at:
+            self._at = anyio.current_time() + seconds
+            self._moved.set()
+
+    def reset(self) -> None:
+        """Forget: whoever looks now will learn the next time anew."""
+        self._at = math.inf
+
+    async def wait(self, at_most: float) -> None:
+        """Wait until something is due, but no longer than `at_most` seconds."""
+        until = anyio.current_time() + at_most
+        while (left := min(until, self._at) - anyio.current_time()) > 0:
+            self._moved = anyio.Event()
+            with anyio.move_on_after(left):
+                await self._moved.wait()
+
+
+class Listening:
+    """Turns the storage's wakes into rings, and replaces a listener that broke."""
+
+    def __init__(self, storage: Storage, queues: Collection[str], doorbell: Doorbell) -> None:
+        self._storage = storage
+        self._queues = queues
+        self._doorbell = doorbell
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        if not self._storage.capabilities.listen:
+            return
+        patience = Patience("listener")
+        while True:
+            try:
+                async with self._storage.listen(self._queues) as listener:
+                    patience.success()
+                    self._doorbell.listening = True
+                    self._doorbell.ring()  # wakes may have been missed meanwhile
+                    while True:
+                        await listener.wait()
+                        self._doorbell.ring()
+            except StorageUnavailable as error:
+                self._doorbell.listening = False
+                await patience.after(error)
+            except ListenerDeaf as error:
+                self._doorbell.listening = False
+                _log.warning("listener: %s; polling instead", error)
+                await anyio.sleep(_HEARING_AGAIN)

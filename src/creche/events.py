@@ -1,0 +1,41 @@
+"""The events that a worker's hooks are called with: public names for `creche._events`."""
+
+from creche._events import (
+    HOOK_TIMEOUT,
+    Hook,
+    JobAcked,
+    JobCancelled,
+    JobDeadLettered,
+    JobEvent,
+    JobFailed,
+    JobLeaseLost,
+    JobReleased,
+    JobRenewed,
+    JobReserved,
+    JobStarted,
+    JobSucceeded,
+    WorkerEvent,
+    WorkerIdle,
+    WorkerStarted,
+    WorkerStopped,
+)
+
+__all__ = [
+    "HOOK_TIMEOUT",
+    "Hook",
+    "JobAcked",
+    "JobCancelled",
+    "JobDeadLettered",
+    "JobEvent",
+    "JobFailed",
+    "JobLeaseLost",
+    "JobReleased",
+    "JobRenewed",
+    "JobReserved",
+    "JobStarted",
+    "JobSucceeded",
+    "WorkerEvent",
+    "WorkerIdle",
+    "WorkerStarted",
+    "WorkerStopped",
+]
