@@ -2,11 +2,12 @@
 
 from creche._attempt import Job, current_job
 from creche._backoff import ExponentialBackoff
+from creche._calls import Call
 from creche._job import Retention, Status
 from creche._payload import JSONSerializer
 from creche._queue import Queue
 from creche._receipt import Receipt
-from creche._tasks import AsyncTask, Call, SyncTask, Task, Tasks
+from creche._tasks import AsyncTask, SyncTask, Task, Tasks
 from creche._worker import Worker
 from creche.errors import (
     CrecheError,

@@ -11,12 +11,13 @@ from typing import Any, Final, Self, TypeVar, overload
 from uuid import UUID
 
 from creche import _waiting
+from creche._calls import DEFAULTS, Call, Options, encode_payload, make_options
 from creche._ids import new_job_id
 from creche._job import Insertion, JobFilter, JobRecord, NewJob, QueueStats, Status
 from creche._nursery import background
 from creche._payload import JSONSerializer, Refused, fingerprint, to_plain
 from creche._receipt import Receipt, issue
-from creche._tasks import DEFAULTS, Call, Options, Task, TaskDecorator, Tasks, encode_payload, make_options
+from creche._tasks import Task, TaskDecorator, Tasks
 from creche.abc import Backoff, Fingerprint, Serializer, Storage
 from creche.errors import JobNotFound, OptionInvalid, PayloadInvalid, QueueNotOpen, UnknownType
 from creche.storage import open_storage

@@ -1,0 +1,138 @@
+"""What a dispatch says: its options, and the call that has not been sent yet. It checks; it sends nothing."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, Final, Generic, TypeVar
+
+from attrs import evolve, field, fields, frozen
+
+from creche._job import (
+    DEFAULT_MAX_ATTEMPTS,
+    DEFAULT_QUEUE,
+    KEY_LIMIT,
+    MAX_ATTEMPTS_LIMIT,
+    PRIORITY_LIMIT,
+    check_aware,
+    check_integer,
+    check_name,
+    seconds,
+)
+from creche._payload import MAX_PAYLOAD, MAX_RESULT, JSONSerializer, Refused, check_json
+from creche.abc import Serializer
+from creche.errors import OptionInvalid, PayloadInvalid, ResultInvalid
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+@frozen(kw_only=True)
+class Options:
+    """What a dispatch is asked to observe; None leaves it to the task, and then to the defaults."""
+
+    queue: str | None = None
+    priority: int | None = None
+    delay: float | None = None
+    available_at: datetime | None = None
+    max_attempts: int | None = None
+    idempotency_key: str | None = None
+    result_ttl: float | None = None
+    unique: bool | None = None
+
+    def over(self, base: Options) -> Options:
+        """Return these options, with those of `base` where these say nothing."""
+        given = {each.name: getattr(self, each.name) for each in fields(Options)}
+        due = self.delay is not None or self.available_at is not None
+        if due:  # a delay of the call's own replaces a task's moment, and the other way round
+            base = evolve(base, delay=None, available_at=None)
+        return evolve(base, **{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def single_flight(self) -> bool:
+        """Whether equal dispatches join each other."""
+        return bool(self.unique) or self.result_ttl is not None
+
+
+def make_options(
+    *,
+    queue: str | None = None,
+    priority: int | None = None,
+    delay: float | timedelta | None = None,
+    available_at: datetime | None = None,
+    max_attempts: int | None = None,
+    idempotency_key: str | None = None,
+    result_ttl: float | timedelta | None = None,
+    unique: bool | None = None,
+) -> Options:
+    """Check options and return them; raise OptionInvalid for one that makes no sense."""
+    if delay is not None and available_at is not None:
+        raise OptionInvalid("available_at", available_at, "give `delay` or `available_at`, not both")
+    if unique is False and result_ttl is not None:
+        raise OptionInvalid("unique", unique, "a result_ttl means that equal dispatches share one run")
+    return Options(
+        queue=None if queue is None else check_name("queue", queue),
+        priority=None if priority is None else check_integer("priority", priority, -PRIORITY_LIMIT, PRIORITY_LIMIT),
+        delay=None if delay is None else seconds("delay", delay),
+        available_at=None if available_at is None else check_aware("available_at", available_at),
+        max_attempts=None
+        if max_attempts is None
+        else check_integer("max_attempts", max_attempts, 1, MAX_ATTEMPTS_LIMIT),
+        idempotency_key=None if idempotency_key is None else check_name("idempotency_key", idempotency_key, KEY_LIMIT),
+        result_ttl=None if result_ttl is None else seconds("result_ttl", result_ttl),
+        unique=unique,
+    )
+
+
+DEFAULTS: Final = Options(queue=DEFAULT_QUEUE, priority=0, delay=0.0, max_attempts=DEFAULT_MAX_ATTEMPTS, unique=False)
+
+
+@frozen(kw_only=True)
+class Call(Generic[R_co]):
+    """A dispatch that has not been sent: for `queue.dispatch` and `queue.dispatch_many`.
+
+    Attributes:
+        type: the job type.
+        payload: JSON text in UTF-8.
+        arguments: the same as plain values, with defaults filled in: what the fingerprint is made of.
+        options: with the task's own filled in.
+    """
+
+    type: str
+    payload: bytes = field(repr=False)
+    arguments: Any = field(repr=False)
+    options: Options
+    _returns: Any = field(default=Any, repr=False)
+
+    @property
+    def returns(self) -> Any:
+        """What the handler's result is decoded as."""
+        return self._returns
+
+
+# --- values to JSON text, with their limits ---------------------------------------------------------
+
+
+def encode_payload(serializer: Serializer, arguments: object, type: str) -> bytes:
+    """Return arguments as JSON text that every engine keeps, or raise PayloadInvalid."""
+    try:
+        data = serializer.encode(arguments)
+        if not isinstance(serializer, JSONSerializer):
+            check_json(data)
+    except Refused as refused:
+        raise PayloadInvalid(refused.reason, path=refused.path, type=type) from None
+    if len(data) > MAX_PAYLOAD:
+        reason = f"{len(data):,} bytes, at most {MAX_PAYLOAD:,}: store the data elsewhere, send where"
+        raise PayloadInvalid(reason, type=type)
+    return data
+
+
+def encode_result(serializer: Serializer, result: object, type: str) -> bytes:
+    """Return a result as JSON text, or raise ResultInvalid."""
+    try:
+        data = serializer.encode(result)
+        if not isinstance(serializer, JSONSerializer):
+            check_json(data)
+    except Refused as refused:
+        raise ResultInvalid(refused.reason, path=refused.path, type=type) from None
+    if len(data) > MAX_RESULT:
+        raise ResultInvalid(f"{len(data):,} bytes, at most {MAX_RESULT:,}: store it elsewhere, return where", type=type)
+    return data
