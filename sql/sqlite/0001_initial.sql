@@ -17,7 +17,7 @@ CREATE TABLE creche_jobs (
     status            TEXT    NOT NULL
         CHECK (status IN ('pending', 'scheduled', 'processing', 'completed', 'failed', 'cancelled')),
     priority          INTEGER NOT NULL,
-    attempts          INTEGER NOT NULL DEFAULT 0 CHECK (attempts BETWEEN 0 AND max_attempts),
+    attempts          INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),
     max_attempts      INTEGER NOT NULL,
     available_at      INTEGER NOT NULL,
     locked_until      INTEGER,
@@ -32,7 +32,7 @@ CREATE TABLE creche_jobs (
     -- Whether this row is the one that a dispatch of the same fingerprint joins: from its insert until it failed, was
     -- cancelled, or completed without a cached result; a stale cached result lets go when the next dispatch finds it.
     single_flight     INTEGER NOT NULL DEFAULT 0 CHECK (single_flight IN (0, 1)),
-    result            TEXT             CHECK (json_valid(result)),
+    result            TEXT             CHECK (result IS NULL OR json_valid(result)),
     result_ttl        INTEGER,         -- microseconds
     result_expires_at INTEGER,
     errors            TEXT    NOT NULL DEFAULT '[]' CHECK (json_valid(errors)),
@@ -44,12 +44,12 @@ CREATE TABLE creche_jobs (
 
 -- Exactly the order of reserve: it reads the head of a queue and nothing else. Jobs that are not due are `scheduled` and
 -- do not stand in its way.
-CREATE INDEX creche_jobs_claim ON creche_jobs (queue_name, priority DESC, available_at, id) WHERE status = 'pending';
+CREATE INDEX creche_jobs_ready ON creche_jobs (queue_name, priority DESC, available_at, id) WHERE status = 'pending';
 
-CREATE INDEX creche_jobs_scheduled ON creche_jobs (queue_name, available_at) WHERE status = 'scheduled';
+CREATE INDEX creche_jobs_due ON creche_jobs (queue_name, available_at) WHERE status = 'scheduled';
 
 -- Not on locked_until: a renewal must not move an index entry. There are never more of these than workers' slots.
-CREATE INDEX creche_jobs_processing ON creche_jobs (queue_name) WHERE status = 'processing';
+CREATE INDEX creche_jobs_held ON creche_jobs (queue_name) WHERE status = 'processing';
 
 -- For prune, in its order. The two columns behind answer from the index alone: which cached results are still fresh,
 -- and how many finished jobs each queue has.
@@ -57,9 +57,9 @@ CREATE INDEX creche_jobs_finished ON creche_jobs (status, completed_at, result_e
     WHERE completed_at IS NOT NULL;
 
 -- Of any number of dispatches at once, one inserts: the index decides, in the statement that inserts.
-CREATE UNIQUE INDEX creche_jobs_idempotency ON creche_jobs (queue_name, idempotency_key)
+CREATE UNIQUE INDEX creche_jobs_key ON creche_jobs (queue_name, idempotency_key)
     WHERE idempotency_key IS NOT NULL;
-CREATE UNIQUE INDEX creche_jobs_single_flight ON creche_jobs (fingerprint) WHERE single_flight = 1;
+CREATE UNIQUE INDEX creche_jobs_flight ON creche_jobs (fingerprint) WHERE single_flight = 1;
 
 -- A copy, without a foreign key: it outlives the job's row.
 CREATE TABLE creche_dead_letters (

@@ -13,10 +13,10 @@ SET status = CASE
     locked_by = NULL,
     single_flight = single_flight AND CASE
         WHEN :goes_on THEN NOT cancel_requested
-        ELSE :status = 'completed' AND :result IS NOT NULL AND result_ttl IS NOT NULL
+        ELSE :status = 'completed' AND result_ttl IS NOT NULL
     END,
     result = :result,
-    result_expires_at = iif(:status = 'completed' AND :result IS NOT NULL, :now + result_ttl, NULL),
+    result_expires_at = iif(:status = 'completed', :now + result_ttl, NULL),
     errors = iif(:error IS NULL, errors, json_insert(
         iif(json_array_length(errors) < :errors_kept, errors, json_remove(errors, '$[0]')),
         '$[#]', json_patch(json_object('attempt', attempts, 'failed_at', :failed_at), :error)
