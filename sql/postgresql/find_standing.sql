@@ -1,0 +1,23 @@
+-- The row that stands in the place of each job that insert.sql left out: the same id first, then the same idempotency
+-- key, then the same fingerprint in flight. A cached result that is no longer fresh stands in nobody's place.
+-- A statement of its own, because only a new snapshot sees the row that the insert lost to.
+SELECT n.id AS asked, s.id, s.status, s.fingerprint, s.result
+  FROM json_to_recordset(%(jobs)s::json) AS n (id uuid, queue_name text, idempotency_key text, fingerprint bytea)
+ CROSS JOIN LATERAL (
+           SELECT 1 AS rank, j.id, j.status, j.fingerprint, j.result
+             FROM creche_jobs AS j
+            WHERE j.id = n.id
+            UNION ALL
+           SELECT 2, j.id, j.status, j.fingerprint, j.result
+             FROM creche_jobs AS j
+            WHERE j.queue_name = n.queue_name
+              AND j.idempotency_key = n.idempotency_key
+            UNION ALL
+           SELECT 3, j.id, j.status, j.fingerprint, j.result
+             FROM creche_jobs AS j
+            WHERE j.fingerprint = n.fingerprint
+              AND j.single_flight
+              AND (j.result_expires_at IS NULL OR j.result_expires_at > coalesce(%(now)s::timestamptz, now()))
+            ORDER BY rank
+            LIMIT 1
+       ) AS s

@@ -1,0 +1,3 @@
+-- The newest migration that was applied.
+SELECT max(version)
+  FROM creche_migrations

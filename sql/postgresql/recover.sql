@@ -1,0 +1,32 @@
+-- Take back jobs whose lease has run out and that may run again; a new token tells a holder that is still alive.
+-- They keep their place in the queue. SKIP LOCKED: a row that a rival, or its late holder, is writing is not waited for.
+WITH expired AS MATERIALIZED (
+    SELECT id
+      FROM creche_jobs
+     WHERE status = 'processing'
+       AND locked_until <= coalesce(%(now)s::timestamptz, now())
+       AND (attempts < max_attempts OR cancel_requested)
+     ORDER BY id
+     LIMIT %(limit)s
+       FOR NO KEY UPDATE SKIP LOCKED
+), recovered AS (
+    UPDATE creche_jobs
+       SET status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'pending' END,
+           token = token + 1,
+           nonce = 0,
+           locked_until = NULL,
+           locked_by = NULL,
+           single_flight = single_flight AND NOT cancel_requested,
+           errors = CASE WHEN jsonb_array_length(errors) >= %(kept)s THEN errors - 0 ELSE errors END
+               || jsonb_build_array(jsonb_build_object(
+                      'attempt', attempts, 'failed_at', coalesce(%(now)s::timestamptz, now()),
+                      'type', 'LeaseExpired', 'message', format('the lease of attempt %%s ran out', attempts)
+                  )),
+           last_error = format('LeaseExpired: the lease of attempt %%s ran out', attempts),
+           updated_at = coalesce(%(now)s::timestamptz, now()),
+           completed_at = CASE WHEN cancel_requested THEN coalesce(%(now)s::timestamptz, now()) END
+     WHERE id = ANY (ARRAY (SELECT expired.id FROM expired))
+    RETURNING queue_name, status
+)
+SELECT count(*)::integer, array_agg(DISTINCT queue_name) FILTER (WHERE status = 'pending')
+  FROM recovered

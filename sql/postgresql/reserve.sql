@@ -1,0 +1,49 @@
+-- Hand the first ready jobs to one worker, and say when the next one is due. One statement, one round trip.
+-- SKIP LOCKED: rivals take the next rows instead of queueing behind us. Each queue is walked in the order of its
+-- index, and the outer LIMIT stops the walk, so exactly as many rows are locked as are taken. MATERIALIZED: without it
+-- the planner may run the walk more than once. ANY (ARRAY ...) rather than a join: whatever the planner believes of
+-- LIMIT, it then goes to the rows by their ids.
+-- The filter reads now(), for clock_timestamp() can't be an index condition; the lease begins later than the caller
+-- asked for it, so that the caller's own deadline always comes first.
+WITH claimed AS MATERIALIZED (
+    SELECT j.id
+      FROM unnest(%(queues)s::text[]) WITH ORDINALITY AS q (name, place)
+     CROSS JOIN LATERAL (
+               SELECT r.id
+                 FROM creche_jobs AS r
+                WHERE r.queue_name = q.name
+                  AND r.status = 'pending'
+                  AND (%(types)s::text[] IS NULL OR r.type = ANY (%(types)s::text[]))
+                ORDER BY r.priority DESC, r.available_at, r.id
+                LIMIT %(limit)s
+                  FOR NO KEY UPDATE SKIP LOCKED
+           ) AS j
+     LIMIT %(limit)s
+), reserved AS (
+    UPDATE creche_jobs
+       SET status = 'processing',
+           attempts = attempts + 1,
+           token = token + 1,
+           nonce = %(nonce)s,
+           locked_by = %(worker)s,
+           locked_until = coalesce(%(now)s::timestamptz, clock_timestamp()) + make_interval(secs => %(lease)s),
+           updated_at = coalesce(%(now)s::timestamptz, now())
+     WHERE id = ANY (ARRAY (SELECT claimed.id FROM claimed))
+    RETURNING id, token, queue_name, type, payload, priority, attempts, max_attempts, created_at, available_at
+), due AS (
+    SELECT min(s.available_at) AS next
+      FROM unnest(%(queues)s::text[]) AS q (name)
+     CROSS JOIN LATERAL (
+               SELECT j.available_at
+                 FROM creche_jobs AS j
+                WHERE j.queue_name = q.name
+                  AND j.status = 'scheduled'
+                ORDER BY j.available_at
+                LIMIT 1
+           ) AS s
+)
+SELECT greatest(0, extract(epoch FROM due.next - coalesce(%(now)s::timestamptz, now())))::double precision,
+       r.id, r.token, r.queue_name, r.type, r.payload, r.priority, r.attempts, r.max_attempts, r.created_at
+  FROM due
+  LEFT JOIN reserved AS r ON true
+ ORDER BY array_position(%(queues)s::text[], r.queue_name), r.priority DESC, r.available_at, r.id

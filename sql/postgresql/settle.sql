@@ -1,0 +1,67 @@
+-- End attempts: results, retries, releases and dead letters of a whole batch in one statement, fenced by the whole
+-- lease. What follows from which event is decided in creche._lifecycle; only what the row itself knows is decided
+-- here: whether a cancellation was asked for, and by the database's clock whether the job is due already.
+WITH settled AS (
+    UPDATE creche_jobs AS j
+       SET status = CASE
+               WHEN NOT s.goes_on THEN s.status
+               WHEN j.cancel_requested THEN 'cancelled'
+               WHEN s.due_at <= s.now THEN 'pending'
+               ELSE s.status
+           END,
+           attempts = j.attempts - s.gives_back::integer,
+           available_at = CASE
+               WHEN s.goes_on AND NOT j.cancel_requested THEN coalesce(s.due_at, j.available_at)
+               ELSE j.available_at
+           END,
+           locked_until = NULL,
+           locked_by = NULL,
+           single_flight = j.single_flight AND CASE
+               WHEN s.goes_on THEN NOT j.cancel_requested
+               ELSE s.status = 'completed' AND j.result_ttl IS NOT NULL
+           END,
+           result = s.result::json,
+           result_expires_at = CASE WHEN s.status = 'completed' THEN s.now + make_interval(secs => j.result_ttl) END,
+           errors = CASE
+               WHEN s.error IS NULL THEN j.errors
+               ELSE CASE WHEN jsonb_array_length(j.errors) >= %(kept)s THEN j.errors - 0 ELSE j.errors END
+                    || jsonb_build_array(
+                           jsonb_build_object('attempt', j.attempts, 'failed_at', s.now) || s.error::jsonb
+                       )
+           END,
+           last_error = coalesce(s.last_error, j.last_error),
+           updated_at = s.now,
+           completed_at = CASE WHEN NOT s.goes_on OR j.cancel_requested THEN s.now END
+      FROM (
+               SELECT n.*, clock.now,
+                      CASE WHEN n.due
+                          THEN coalesce(n.available_at, clock.now + make_interval(secs => n.delay))
+                      END AS due_at
+                 FROM json_to_recordset(%(settlements)s::json) AS n (
+                          id uuid, token bigint, nonce bigint, status text, goes_on boolean, gives_back boolean,
+                          due boolean, delay double precision, available_at timestamptz,
+                          result text, error text, last_error text
+                      )
+                CROSS JOIN (SELECT coalesce(%(now)s::timestamptz, now()) AS now) AS clock
+           ) AS s
+     WHERE j.id = s.id
+       AND j.token = s.token
+       AND j.nonce = s.nonce
+       AND j.status = 'processing'
+    RETURNING j.*
+), buried AS (
+    INSERT INTO creche_dead_letters (
+        job_id, queue_name, type, payload, priority, attempts, max_attempts, created_at, buried_at, errors
+    )
+    SELECT id, queue_name, type, payload, priority, attempts, max_attempts, created_at, completed_at, errors
+      FROM settled
+     WHERE status = 'failed'
+        ON CONFLICT (job_id) DO UPDATE
+       SET attempts = excluded.attempts, buried_at = excluded.buried_at, errors = excluded.errors
+)
+SELECT id,
+       CASE WHEN status = 'pending'
+              OR status = 'scheduled' AND available_at <= updated_at + make_interval(secs => %(horizon)s)
+           THEN queue_name
+       END AS woken
+  FROM settled

@@ -1,0 +1,133 @@
+"""Batches as the JSON documents that PostgreSQL's statements take, and rows as the values that the contract gives.
+
+It runs no statement. What a settlement or a record looks like as columns, all SQL adapters share: see `_rows.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from creche._job import Lease, NewJob, QueueStats, ReservedJob, Settlement, Status
+from creche.storage._postgresql_calls import Row
+from creche.storage._rows import settlement_columns
+
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+def _document(elements: list[dict[str, Any]]) -> str:
+    return _ENCODER.encode(elements).decode()
+
+
+def jobs_document(jobs: Iterable[NewJob]) -> str:
+    """Return `insert.sql`'s jobs, which `find_standing.sql` and `expire_results.sql` read as well."""
+    return _document(
+        [
+            {
+                "id": job.id,
+                "queue_name": job.queue_name,
+                "type": job.type,
+                "payload": job.payload.decode(),
+                "priority": job.priority,
+                "max_attempts": job.max_attempts,
+                "delay": job.delay,
+                "available_at": job.available_at,
+                "idempotency_key": job.idempotency_key,
+                "fingerprint": None if job.fingerprint is None else f"\\x{job.fingerprint.hex()}",
+                "result_ttl": job.result_ttl,
+            }
+            for job in jobs
+        ]
+    )
+
+
+def in_lock_order(jobs: Sequence[NewJob]) -> Sequence[NewJob]:
+    """Return jobs in the order in which their unique names are to be written.
+
+    Two batches that name the same fingerprints in different orders would wait for each other. The order given decides
+    who wins within a batch, so it is left alone where sorting could change that: a batch with both kinds of names
+    (or ids sent twice) may deadlock with another one, which the server notices, and one of the two is run again.
+    """
+    if len(jobs) < 2:
+        return jobs
+    if all(job.idempotency_key is None for job in jobs):
+        return sorted(jobs, key=lambda job: job.fingerprint or b"")
+    if all(job.fingerprint is None for job in jobs):
+        return sorted(jobs, key=lambda job: (job.queue_name, job.idempotency_key or ""))
+    return jobs
+
+
+def leases_document(leases: Iterable[Lease]) -> str:
+    """Return the leases of `extend.sql` and `settled_before.sql`, sorted: rows are locked in one order."""
+    return _document(
+        [{"id": lease.job_id, "token": lease.token, "nonce": lease.nonce} for lease in sorted(leases, key=_by_id)]
+    )
+
+
+def settlements_document(settlements: Iterable[Settlement]) -> str:
+    """Return the settlements of `settle.sql`, sorted: rows are locked in one order."""
+    elements: list[dict[str, Any]] = []
+    for settlement in sorted(settlements, key=lambda settlement: _by_id(settlement.lease)):
+        columns, lease = settlement_columns(settlement), settlement.lease
+        elements.append(
+            {
+                "id": lease.job_id,
+                "token": lease.token,
+                "nonce": lease.nonce,
+                "status": columns.status,
+                "goes_on": columns.goes_on,
+                "gives_back": columns.gives_back,
+                "due": columns.due,
+                "delay": columns.delay,
+                "available_at": columns.available_at,
+                "result": columns.result,
+                "error": columns.error,
+                "last_error": columns.last_error,
+            }
+        )
+    return _document(elements)
+
+
+def _by_id(lease: Lease) -> tuple[int, int]:
+    return lease.job_id.int, lease.token
+
+
+def texts(names: Collection[str] | None) -> list[str] | None:
+    """Return an array, or None for "whatever they are"."""
+    return None if names is None else sorted(names)
+
+
+def reserved_job(row: Row, nonce: int) -> ReservedJob:
+    """Return a row of `reserve.sql`."""
+    _, job_id, token, queue_name, type, payload, priority, attempts, max_attempts, created_at = row
+    return ReservedJob(
+        lease=Lease(job_id=job_id, token=token, nonce=nonce),
+        queue_name=queue_name,
+        type=type,
+        payload=payload,
+        priority=priority,
+        attempt=attempts,
+        max_attempts=max_attempts,
+        created_at=created_at.astimezone(UTC),
+    )
+
+
+def plain(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row with its times in UTC, whatever the session's time zone is."""
+    return {name: value.astimezone(UTC) if isinstance(value, datetime) else value for name, value in row.items()}
+
+
+def queue_stats(rows: Iterable[Row]) -> Sequence[QueueStats]:
+    """Return the rows of `stats.sql`, one value per queue."""
+    counts: dict[str, dict[Status, int]] = {}
+    ages: dict[str, float] = {}
+    for queue, status, jobs, oldest_ready in rows:
+        counts.setdefault(queue, {})[Status(status)] = jobs
+        if oldest_ready is not None:
+            ages[queue] = oldest_ready
+    return [
+        QueueStats(queue_name=queue, counts=counted, oldest_ready=ages.get(queue)) for queue, counted in counts.items()
+    ]

@@ -1,0 +1,419 @@
+"""Jobs in PostgreSQL: turns the contract into statements and rows.
+
+It opens no socket, waits for no clock and keeps nothing between calls; `_postgresql_calls.py` reaches the server, and
+the statements, each with its reasons, stand in `sql/postgresql/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+from uuid import UUID
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+from attrs import define
+from psycopg.errors import UniqueViolation
+from psycopg.rows import dict_row
+
+from creche._job import (
+    ERRORS_KEPT,
+    WAKE_HORIZON,
+    DeadLetter,
+    Extension,
+    Insertion,
+    JobFilter,
+    JobRecord,
+    Lease,
+    NewJob,
+    QueueStats,
+    Reservation,
+    Retention,
+    Settled,
+    Settlement,
+    Status,
+    Upkeep,
+    check_integer,
+    check_seconds,
+)
+from creche.abc import Capabilities, Listener
+from creche.errors import QueueNotOpen, StorageUnavailable, UsageError
+from creche.storage import _postgresql_documents as documents
+from creche.storage import mask
+from creche.storage._pool import TransientConflict
+from creche.storage._postgresql_calls import Calls, Link, rows, together
+from creche.storage._postgresql_listener import PostgreSQLListener, channel_name
+from creche.storage._postgresql_notifier import Notifier
+from creche.storage._postgresql_schema import Schema
+from creche.storage._rows import dead_letter, job_record
+from creche.storage._sql import load
+
+_CAPABILITIES: Final = Capabilities(listen=True, shared=True, durable=True)
+
+_OPTIONS: Final = frozenset({"pool_size", "call_timeout", "prepare_threshold"})
+
+# How often an insert goes round again because the row it lost to was gone when it looked.
+_ROUNDS: Final = 10
+
+T = TypeVar("T")
+
+
+@define
+class _Opened:
+    """What exists only between entering and leaving."""
+
+    tasks: TaskGroup
+    channel: str
+    notifier: Notifier
+
+
+class PostgreSQLStorage:
+    """Keeps jobs in tables of a PostgreSQL database, 12 or newer, which `migrate` makes there.
+
+    They stand in the first schema of the connection's `search_path`. Nothing is kept in a session, so a pooler such as
+    PgBouncer may stand in between, also one that hands out connections per transaction (it makes listeners deaf).
+
+    Args:
+        dsn: a URL, `postgresql://user:password@host/database?sslmode=require`, or libpq's `host=… dbname=…`. A URL
+            may also carry the options below. With several hosts, say `target_session_attrs=read-write`.
+        pool_size: how many connections are used for calls, at most; each listener has one more.
+        call_timeout: seconds after which a call is given up as StorageUnavailable, whatever it was waiting for;
+            the end of a transaction may take two more. A lease must be a good deal longer.
+        prepare_threshold: prepare a statement when it is sent for this many times; None, never: a pooler may hand
+            the next one to a server connection that has not heard of it.
+    """
+
+    def __init__(
+        self, dsn: str, *, pool_size: int = 5, call_timeout: float = 10.0, prepare_threshold: int | None = None
+    ) -> None:
+        dsn, options = _split(dsn)
+        pool_size = int(options.get("pool_size", pool_size))
+        call_timeout = float(options.get("call_timeout", call_timeout))
+        prepare_threshold = int(options["prepare_threshold"]) if "prepare_threshold" in options else prepare_threshold
+        self._name = mask(dsn)
+        self._calls = Calls(
+            dsn,
+            pool_size=check_integer("pool_size", pool_size, 1, 1_000),
+            timeout=check_seconds("call_timeout", call_timeout, positive=True),
+            prepare_threshold=prepare_threshold,
+        )
+        dialect = load("postgresql")
+        self._schema = Schema(dialect, self._calls.driver)
+        self._sql = {name: _bare(text) for name, text in dialect.statements.items()}
+        self._listeners: set[PostgreSQLListener] = set()
+        self._opened: _Opened | None = None
+
+    def __repr__(self) -> str:
+        return f"<PostgreSQLStorage {self._name}>"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Wakes by NOTIFY; a listener that can't hear through a pooler says so when it is made."""
+        return _CAPABILITIES
+
+    # --- lifecycle ----------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._opened is not None:
+            raise UsageError(f"{self!r} is open already: make another one")
+        with anyio.move_on_after(self._calls.timeout) as patience:
+            channel = channel_name(await self._schema.check())
+        if patience.cancelled_caught:
+            raise StorageUnavailable(f"{self._name}: PostgreSQL gave no answer in {self._calls.timeout:g} s")
+        self._calls.open()
+        notifier = Notifier(self._calls, self._sql["notify"], channel)
+        tasks = anyio.create_task_group()
+        await tasks.__aenter__()
+        tasks.start_soon(notifier.run, name="creche notifier")
+        self._opened = _Opened(tasks, channel, notifier)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        opened = self._opened
+        if opened is None:
+            return
+        try:
+            await opened.notifier.flush()
+        finally:
+            self._opened = None
+            opened.tasks.cancel_scope.cancel()
+            try:
+                # Not told of the block's error: a task group would wrap it, and none of ours caused it.
+                await opened.tasks.__aexit__(None, None, None)
+            finally:
+                await self._calls.aclose()
+
+    async def migrate(self) -> Sequence[str]:
+        """See `Storage.migrate`. It waits as long as it takes."""
+        return [migration.name for migration in await self._schema.migrate()]
+
+    async def pending_migrations(self) -> Sequence[tuple[str, str]]:
+        """See `Storage.pending_migrations`."""
+        return [(migration.name, migration.sql) for migration in await self._schema.pending()]
+
+    # --- dispatch -----------------------------------------------------------------------------------
+
+    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
+        """See `Storage.insert`."""
+        woken: set[str] = set()
+
+        async def work(connection: Link) -> Sequence[Insertion]:
+            answers: dict[UUID, Insertion] = {}
+            left = await self._insert(connection, documents.in_lock_order(jobs), answers, woken, now)
+            for _ in range(_ROUNDS):
+                if not left:
+                    return [answers[job.id] for job in jobs]
+                # The rows they lost to are gone, or are results that have grown stale.
+                left = await self._insert(connection, left, answers, woken, now, expire=True)
+            raise TransientConflict("the rows that stood in the place of new jobs went each time they were looked for")
+
+        answers = await self._run(jobs, work, [])
+        self._wake(woken)
+        return answers
+
+    async def _insert(
+        self,
+        connection: Link,
+        jobs: Sequence[NewJob],
+        answers: dict[UUID, Insertion],
+        woken: set[str],
+        now: datetime | None,
+        *,
+        expire: bool = False,
+    ) -> Sequence[NewJob]:
+        """Write jobs, or find what stands in their place; return those of which neither was possible."""
+        parameters = {"jobs": documents.jobs_document(jobs), "now": now, "horizon": WAKE_HORIZON}
+        insert = (self._sql["insert"], parameters)
+        if expire:
+            *_, written = await together(connection, [(self._sql["expire_results"], parameters), insert])
+        else:
+            written = await rows(connection, *insert)
+        new = {job_id: (Status(status), soon) for job_id, status, soon in written}
+        for job in jobs:
+            if job.id in new:
+                status, soon = new[job.id]
+                answers[job.id] = Insertion(job_id=job.id, status=status, inserted=True, fingerprint=job.fingerprint)
+                if soon:
+                    woken.add(job.queue_name)
+        lost = [job for job in jobs if job.id not in new]
+        if not lost:
+            return lost
+        parameters = {"jobs": documents.jobs_document(lost), "now": now}
+        for asked, job_id, status, fingerprint, result in await rows(
+            connection, self._sql["find_standing"], parameters
+        ):
+            answers[asked] = Insertion(
+                job_id=job_id,
+                status=Status(status),
+                inserted=asked == job_id,
+                fingerprint=fingerprint,
+                result=result,
+            )
+        # Those sent before are woken for again: the answer that was lost may have been this process's last word.
+        woken.update(job.queue_name for job in lost if job.id in answers and answers[job.id].inserted)
+        return [job for job in lost if job.id not in answers]
+
+    # --- leases -------------------------------------------------------------------------------------
+
+    async def reserve(
+        self,
+        queues: Sequence[str],
+        limit: int,
+        *,
+        lease: float,
+        worker: str,
+        nonce: int,
+        types: Collection[str] | None = None,
+        now: datetime | None = None,
+    ) -> Reservation:
+        """See `Storage.reserve`."""
+        parameters = {
+            "queues": list(dict.fromkeys(queues)),
+            "limit": limit,
+            "lease": lease,
+            "worker": worker,
+            "nonce": nonce,
+            "types": documents.texts(types),
+            "now": now,
+        }
+        answer = await self._calls.run(partial(rows, statement=self._sql["reserve"], parameters=parameters))
+        return Reservation(
+            jobs=[documents.reserved_job(row, nonce) for row in answer if row[1] is not None],
+            next_due_in=answer[0][0],
+        )
+
+    async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
+        """See `Storage.extend`."""
+        given = frozenset(leases)
+        parameters = {"leases": documents.leases_document(given), "seconds": seconds, "now": now}
+        answer = await self._run(given, partial(rows, statement=self._sql["extend"], parameters=parameters), [])
+        asked = dict(answer)
+        held = frozenset(lease for lease in given if lease.job_id in asked)
+        return Extension(
+            held=held,
+            lost=given - held,
+            cancel_requested=frozenset(lease for lease in held if asked[lease.job_id]),
+        )
+
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+        """See `Storage.settle`."""
+        given = frozenset(settlement.lease for settlement in settlements)
+        parameters = {
+            "settlements": documents.settlements_document(settlements),
+            "kept": ERRORS_KEPT,
+            "horizon": WAKE_HORIZON,
+            "now": now,
+        }
+        woken: set[str] = set()
+
+        async def work(connection: Link) -> Settled:
+            answer = dict(await rows(connection, self._sql["settle"], parameters))
+            woken.update(queue for queue in answer.values() if queue is not None)
+            accepted = frozenset(lease for lease in given if lease.job_id in answer)
+            if lost := given - accepted:
+                leases = {"leases": documents.leases_document(lost)}
+                before = {job_id for (job_id,) in await rows(connection, self._sql["settled_before"], leases)}
+                accepted |= {lease for lease in lost if lease.job_id in before}
+            return Settled(accepted=accepted, lost=given - accepted)
+
+        settled = await self._run(settlements, work, Settled(accepted=frozenset(), lost=frozenset()))
+        self._wake(woken)
+        return settled
+
+    # --- upkeep -------------------------------------------------------------------------------------
+
+    async def maintain(self, limit: int, *, retention: Retention, now: datetime | None = None) -> Upkeep:
+        """See `Storage.maintain`."""
+        parameters = {
+            "limit": limit,
+            "kept": ERRORS_KEPT,
+            "completed": retention.completed,
+            "failed": retention.failed,
+            "cancelled": retention.cancelled,
+            "now": now,
+        }
+        names = ("recover", "bury", "promote", "prune", "prune_dead_letters", "next_due")
+        statements = [(self._sql[name], parameters) for name in names]
+        answer = await self._calls.run(partial(together, statements=statements))
+        ((recovered, again),), ((buried,),), ((promoted, due),), ((pruned,),), _, ((next_due_in,),) = answer
+        self._wake({*(again or ()), *(due or ())})
+        return Upkeep(recovered=recovered, buried=buried, promoted=promoted, pruned=pruned, next_due_in=next_due_in)
+
+    # --- people -------------------------------------------------------------------------------------
+
+    async def cancel(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
+        """See `Storage.cancel`."""
+        parameters = {"ids": list(job_ids), "now": now}
+        answer = await self._run(job_ids, partial(rows, statement=self._sql["cancel"], parameters=parameters), [])
+        return {job_id: Status(status) for job_id, status in answer}
+
+    async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
+        """See `Storage.retry`."""
+        parameters = {"ids": list(job_ids), "now": now}
+
+        async def work(connection: Link) -> Sequence[tuple[Any, ...]]:
+            try:
+                statements = [(self._sql[name], parameters) for name in ("expire_rivals", "retry")]
+                return (await together(connection, statements))[-1]
+            except UniqueViolation as error:
+                raise TransientConflict("a dispatch took a fingerprint just then") from error
+
+        answer = await self._run(job_ids, work, [])
+        self._wake({queue for _, _, queue in answer if queue is not None})
+        return {job_id: Status(status) for job_id, status, _ in answer}
+
+    async def find(self, job_ids: Collection[UUID]) -> Mapping[UUID, JobRecord]:
+        """See `Storage.find`."""
+        if not job_ids:
+            await checkpoint()
+            return {}
+        records = [job_record(row) for row in await self._named("find", {"ids": list(job_ids)})]
+        return {record.id: record for record in records}
+
+    async def list(self, where: JobFilter, limit: int, *, before: UUID | None = None) -> Sequence[JobRecord]:
+        """See `Storage.list`."""
+        parameters = {
+            "queues": documents.texts(where.queues),
+            "types": documents.texts(where.types),
+            "statuses": documents.texts(where.statuses),
+            "before": before,
+            "limit": limit,
+        }
+        return [job_record(row) for row in await self._named("list", parameters)]
+
+    async def dead_letters(self, limit: int, *, before: UUID | None = None) -> Sequence[DeadLetter]:
+        """See `Storage.dead_letters`."""
+        return [dead_letter(row) for row in await self._named("dead_letters", {"before": before, "limit": limit})]
+
+    async def stats(self, *, now: datetime | None = None) -> Sequence[QueueStats]:
+        """See `Storage.stats`."""
+        return documents.queue_stats(
+            await self._calls.run(partial(rows, statement=self._sql["stats"], parameters={"now": now}))
+        )
+
+    # --- wakes --------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def listen(self, queues: Collection[str]) -> AsyncGenerator[Listener]:
+        """See `Storage.listen`."""
+        opened = self._opened
+        if opened is None:
+            raise QueueNotOpen
+        listener = PostgreSQLListener(queues, opened.channel, opened.notifier)
+        problem: BaseException | None = StorageUnavailable("PostgreSQL gave no answer to a listener")
+        try:
+            with anyio.move_on_after(self._calls.timeout):
+                problem = await opened.tasks.start(listener.run, self._calls.driver, name="creche listener")
+            if problem is not None:
+                raise problem
+            self._listeners.add(listener)
+            yield listener
+        finally:
+            self._listeners.discard(listener)
+            await listener.stop()
+
+    def _wake(self, queues: Collection[str]) -> None:
+        """Wake this process's listeners now, and everybody's soon."""
+        if queues and self._opened is not None:
+            for listener in self._listeners:
+                listener.ring(queues)
+            self._opened.notifier.wake(queues)
+
+    # --- statements ---------------------------------------------------------------------------------
+
+    async def _run(self, batch: Collection[object], work: Callable[[Link], Awaitable[T]], nothing: T) -> T:
+        if batch:
+            return await self._calls.run(work)
+        await checkpoint()
+        return nothing
+
+    async def _named(self, statement: str, parameters: dict[str, Any]) -> Sequence[Mapping[str, Any]]:
+        async def work(connection: Link) -> Sequence[Mapping[str, Any]]:
+            async with connection.cursor(row_factory=dict_row) as cursor:
+                await cursor.execute(self._sql[statement], parameters)
+                return [documents.plain(row) for row in await cursor.fetchall()]
+
+        return await self._calls.run(work)
+
+
+def _bare(text: str) -> bytes:
+    """Return a statement without its comments, which are for people, not for the wire."""
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--")).encode()
+
+
+def _split(dsn: str) -> tuple[str, dict[str, str]]:
+    """Return a DSN without the options that are ours, and those."""
+    address, _, query = dsn.partition("?")
+    if "://" not in address or not query:
+        return dsn, {}
+    pairs = [pair.partition("=") for pair in query.split("&")]
+    ours = {name: value for name, _, value in pairs if name in _OPTIONS}
+    rest = "&".join(f"{name}={value}" for name, _, value in pairs if name not in _OPTIONS)
+    return f"{address}?{rest}" if rest else address, ours
