@@ -222,5 +222,7 @@ async def _outcome(call: Callable[[], Coroutine[Any, Any, bytes]]) -> Outcome:
         return Discarded(error=describe(discard))
     except Retry as retry:
         return Failed(error=describe(retry), delay=retry.delay)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises ends its attempt, nothing else
+    except (get_cancelled_exc_class(), KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever else a handler raises ends its attempt, and nothing more
         return Failed(error=describe(error))

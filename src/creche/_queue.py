@@ -13,7 +13,7 @@ from uuid import UUID
 from creche import _waiting
 from creche._calls import DEFAULTS, Call, Options, encode_payload, make_options
 from creche._ids import new_job_id
-from creche._job import Insertion, JobFilter, JobRecord, NewJob, QueueStats, Status
+from creche._job import Insertion, JobFilter, JobRecord, NewJob, QueueStats, Status, check_name
 from creche._nursery import background
 from creche._payload import JSONSerializer, Refused, fingerprint, to_plain
 from creche._receipt import Receipt, issue
@@ -191,6 +191,7 @@ class Queue:
         return [issue(insertion, self, call.returns) for call, insertion in zip(asked, insertions, strict=True)]
 
     def _call(self, type: str, payload: object, options: Options) -> Call[Any]:
+        check_name("type", type)
         if type in self.tasks:
             task: Task[..., Any] = self.tasks.get(type)
             return task.call_with(options, task.signature.check({} if payload is None else payload))

@@ -45,7 +45,7 @@ class Signature:
                 "Arguments", [_field(each) for each in parameters], kw_only=True, forbid_unknown_fields=True
             )
             msgspec.json.Decoder(self.arguments)
-        except (TypeError, ValueError) as error:
+        except (NameError, TypeError, ValueError) as error:
             raise TaskInvalid(f"{function!r}: its annotations can't be a payload: {error}") from error
 
     def bind(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
