@@ -219,7 +219,7 @@ class Pool(Generic[C]):
             return
         now = current_time()
         self._idle.append((held, now))
-        while now - self._idle[0][1] > self._max_idle:
+        while self._idle and now - self._idle[0][1] > self._max_idle:
             await self._discard(self._idle.popleft()[0])
 
     async def _discard(self, held: _Held[C]) -> None:

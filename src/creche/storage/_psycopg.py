@@ -416,20 +416,15 @@ class Connection(AsyncConnection[Row]):
     async def pipeline(self) -> AsyncGenerator[AsyncPipeline]:
         """Send statements without waiting for each answer. The end of the block collects them, shielded."""
         block = super().pipeline()
+        pipeline = await block.__aenter__()
         try:
-            pipeline = await block.__aenter__()
-            try:
-                yield pipeline
-            except BaseException as error:
-                with _last_word(self, error):
-                    await block.__aexit__(type(error), error, error.__traceback__)
-                raise
-            with _last_word(self, None):
-                await block.__aexit__(None, None, None)
-        finally:
-            # Interrupted on its way in or out, psycopg would believe for ever that it is in pipeline mode.
-            if self._pipeline is not None and (self.closed or not self._pipeline.level):
-                self._pipeline = None
+            yield pipeline
+        except BaseException as error:
+            with _last_word(self, error):
+                await block.__aexit__(type(error), error, error.__traceback__)
+            raise
+        with _last_word(self, None):
+            await block.__aexit__(None, None, None)
 
 
 async def notifications(connection: AsyncConnection[Any]) -> list[tuple[str, str]]:
