@@ -7,8 +7,10 @@ import pytest
 # Before they are imported: pytest explains a failed assert only in modules that it rewrote.
 pytest.register_assert_rewrite(
     "creche.testing._conformance_base",
+    "creche.testing._conformance_cancellation",
     "creche.testing._conformance_dedup",
     "creche.testing._conformance_insert",
+    "creche.testing._conformance_listen",
     "creche.testing._conformance_maintain",
     "creche.testing._conformance_people",
     "creche.testing._conformance_reserve",

@@ -16,6 +16,7 @@ from creche._job import (
     Event,
     Failure,
     Insertion,
+    JobFilter,
     JobRecord,
     Lease,
     NewJob,
@@ -34,7 +35,7 @@ T0: Final = datetime(2030, 1, 1, tzinfo=UTC)
 LEASE: Final = 60.0
 FOREVER: Final = Retention(completed=DELAY_LIMIT, failed=DELAY_LIMIT, cancelled=DELAY_LIMIT)
 BOOM: Final = Failure(type="ValueError", message="boom", traceback="Traceback …\nValueError: boom")
-PATIENCE: Final = 30.0
+PATIENCE: Final = 10.0
 """Seconds after which something that should have happened counts as never: it bounds a failure, not a success."""
 
 SETTLES_WITH: Final[dict[Event, dict[str, Any]]] = {
@@ -192,8 +193,6 @@ async def row(storage: Storage, job_id: UUID) -> JobRecord:
 
 async def everything(storage: Storage) -> tuple[object, ...]:
     """Return all that people can see of a storage, to be compared with itself later."""
-    from creche._job import JobFilter
-
     return tuple(await storage.list(JobFilter(), 10_000)), tuple(await storage.dead_letters(10_000))
 
 

@@ -104,7 +104,7 @@ class InsertConformance(Suite):
         assert record.available_at - record.created_at == timedelta(hours=1)
         assert record.created_at.tzinfo == UTC or record.created_at.utcoffset() == timedelta(0)
 
-    async def test_an_empty_batch_does_nothing(self, storage: Storage) -> None:
+    async def test_inserting_nothing_does_nothing(self, storage: Storage) -> None:
         assert list(await storage.insert([], now=T0)) == []
         assert await storage.list(JobFilter(), 10) == []
 

@@ -38,7 +38,7 @@ class CancelConformance(Suite):
     """`Storage.cancel`."""
 
     @pytest.mark.parametrize("status", list(Status))
-    async def test_it_answers_with_the_status_that_follows(self, storage: Storage, status: Status) -> None:
+    async def test_cancel_answers_with_the_status_that_follows(self, storage: Storage, status: Status) -> None:
         lease = await bring(storage, status)
         expected = TRANSITIONS.get((status, Event.CANCEL), status)
         assert await storage.cancel([lease.job_id], now=at(1)) == {lease.job_id: expected}
@@ -62,7 +62,7 @@ class CancelConformance(Suite):
         assert (await row(storage, lease.job_id)).cancel_requested
         assert (await storage.extend([lease], LEASE, now=at(2))).cancel_requested == {lease}
 
-    async def test_many_are_answered_at_once_and_unknown_ones_not_at_all(self, storage: Storage) -> None:
+    async def test_many_cancellations_are_answered_at_once_and_unknown_ones_not_at_all(self, storage: Storage) -> None:
         waiting, running = await add(storage), await hold(storage)
         done = await bring(storage, Status.COMPLETED)
         assert await storage.cancel([waiting, running.job_id, done.job_id, new_job_id(), waiting], now=T0) == {
@@ -98,7 +98,7 @@ class RetryConformance(Suite):
     """`Storage.retry`."""
 
     @pytest.mark.parametrize("status", list(Status))
-    async def test_it_answers_with_the_status_that_follows(self, storage: Storage, status: Status) -> None:
+    async def test_retry_answers_with_the_status_that_follows(self, storage: Storage, status: Status) -> None:
         lease = await bring(storage, status, fingerprint=PRINT)
         expected = TRANSITIONS.get((status, Event.REVIVE), status)
         assert await storage.retry([lease.job_id], now=at(1)) == {lease.job_id: expected}
@@ -148,7 +148,7 @@ class RetryConformance(Suite):
 
     async def test_a_job_whose_fingerprint_another_job_holds_is_left_as_it_is(self, storage: Storage) -> None:
         lease = await bring(storage, Status.FAILED, fingerprint=PRINT)
-        other = await hold(storage, fingerprint=PRINT, result_ttl=60.0, now=at(1))
+        await hold(storage, fingerprint=PRINT, result_ttl=60.0, now=at(1))
         before = await everything(storage)
         assert await storage.retry([lease.job_id], now=at(1)) == {lease.job_id: Status.FAILED}
         assert await everything(storage) == before
@@ -170,7 +170,7 @@ class RetryConformance(Suite):
         assert (await ask(storage, fingerprint=PRINT, now=at(1))).job_id == winner
         assert [job_id for job_id, record in (await storage.find(answers)).items() if record.status.active] == [winner]
 
-    async def test_many_are_answered_at_once_and_unknown_ones_not_at_all(self, storage: Storage) -> None:
+    async def test_many_retries_are_answered_at_once_and_unknown_ones_not_at_all(self, storage: Storage) -> None:
         failed, done = await bring(storage, Status.FAILED), await bring(storage, Status.COMPLETED)
         assert await storage.retry([failed.job_id, done.job_id, new_job_id(), failed.job_id], now=T0) == {
             failed.job_id: Status.PENDING,
@@ -201,7 +201,7 @@ class ViewConformance(Suite):
         jobs = [new_job() for _ in range(7)]
         await storage.insert(jobs[::-1], now=T0)
         newest = [job.id for job in jobs[::-1]]
-        pages = []
+        pages: list[list[UUID]] = []
         before = None
         while page := [record.id for record in await storage.list(JobFilter(), 3, before=before)]:
             pages.append(page)

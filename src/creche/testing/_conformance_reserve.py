@@ -223,7 +223,7 @@ class ReserveConformance(Suite):
 class ExtendConformance(Suite):
     """`Storage.extend`."""
 
-    async def test_an_empty_batch_does_nothing(self, storage: Storage) -> None:
+    async def test_extending_nothing_does_nothing(self, storage: Storage) -> None:
         empty = frozenset[Lease]()
         assert await storage.extend([], 60, now=T0) == Extension(held=empty, lost=empty, cancel_requested=empty)
 
@@ -282,7 +282,7 @@ class ExtendConformance(Suite):
         assert not await extend(storage, lease, now=at(1))
         assert await everything(storage) == before
 
-    async def test_token_and_nonce_must_both_be_right(self, storage: Storage) -> None:
+    async def test_to_extend_token_and_nonce_must_both_be_right(self, storage: Storage) -> None:
         lease = await hold(storage)
         before = await everything(storage)
         forgeries = forged(lease)

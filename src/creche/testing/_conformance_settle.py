@@ -43,7 +43,7 @@ def settlement(lease: Lease, event: Event) -> Settlement:
 class SettleConformance(Suite):
     """`Storage.settle`: what is written."""
 
-    async def test_an_empty_batch_does_nothing(self, storage: Storage) -> None:
+    async def test_settling_nothing_does_nothing(self, storage: Storage) -> None:
         assert await storage.settle([], now=T0) == Settled(accepted=frozenset(), lost=frozenset())
 
     @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ class FencingConformance(Suite):
     """`Storage.settle`: who may write."""
 
     @pytest.mark.parametrize("event", ENDS)
-    async def test_token_and_nonce_must_both_be_right(self, storage: Storage, event: Event) -> None:
+    async def test_to_settle_token_and_nonce_must_both_be_right(self, storage: Storage, event: Event) -> None:
         lease = await hold(storage)
         before = await everything(storage)
         forgeries = forged(lease)

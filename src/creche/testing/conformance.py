@@ -5,8 +5,10 @@ The parts stand in modules of their own, one for each thing that a storage does.
 
 from __future__ import annotations
 
+from creche.testing._conformance_cancellation import CancellationConformance, LifecycleConformance
 from creche.testing._conformance_dedup import FingerprintConformance, KeyConformance
 from creche.testing._conformance_insert import InsertConformance
+from creche.testing._conformance_listen import ListenConformance, SilenceConformance
 from creche.testing._conformance_maintain import PromoteConformance, PruneConformance, RecoverConformance
 from creche.testing._conformance_people import CancelConformance, RetryConformance, ViewConformance
 from creche.testing._conformance_reserve import ExtendConformance, ReserveConformance
@@ -31,6 +33,10 @@ class StorageConformance(
     CancelConformance,
     RetryConformance,
     ViewConformance,
+    ListenConformance,
+    SilenceConformance,
+    CancellationConformance,
+    LifecycleConformance,
 ):
     """Hold a storage to `creche.abc.Storage`, on asyncio and on trio.
 
