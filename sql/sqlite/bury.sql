@@ -1,5 +1,5 @@
 -- End jobs whose last attempt's lease has run out: an attempt counts when it is reserved, so a job that kills its process
--- ends here. write_dead_letter copies them in the same transaction.
+-- ends here. write_dead_letters copies them in the same transaction.
 UPDATE creche_jobs
 SET status = 'failed',
     token = token + 1,
@@ -26,4 +26,4 @@ WHERE rowid IN (
         AND attempts >= max_attempts
     LIMIT :limit
 )
-RETURNING id
+RETURNING id, status

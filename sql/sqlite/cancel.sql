@@ -1,5 +1,5 @@
--- End a job that waits; ask the holder of one that runs. The holder's lease stays good until it has answered, so only the
--- waiting job gets a new token.
+-- End jobs that wait; ask the holders of those that run. A holder's lease stays good until it has answered, so only what
+-- waited gets a new token.
 UPDATE creche_jobs
 SET status = iif(status = 'processing', status, 'cancelled'),
     cancel_requested = cancel_requested OR status = 'processing',
@@ -8,5 +8,5 @@ SET status = iif(status = 'processing', status, 'cancelled'),
     single_flight = single_flight AND status = 'processing',
     updated_at = :now,
     completed_at = iif(status = 'processing', NULL, :now)
-WHERE id = :id
+WHERE id IN (SELECT value FROM json_each(:ids))
     AND status IN ('pending', 'scheduled', 'processing')

@@ -1,9 +1,17 @@
--- Push the deadline of one lease out, never in. Fenced by the whole lease; one that has run out but that nobody took
--- over is still its holder's. No index has a column that this changes.
-UPDATE creche_jobs
-SET locked_until = max(locked_until, :locked_until)
-WHERE id = :id
-    AND token = :token
-    AND nonce = :nonce
-    AND status = 'processing'
-RETURNING cancel_requested
+-- Push the deadlines of leases out, never in. Fenced by the whole lease; one that has run out but that nobody took over is
+-- still its holder's. No index has a column that this changes.
+WITH lease AS (
+    SELECT
+        json_extract(value, '$.id') AS id,
+        json_extract(value, '$.token') AS token,
+        json_extract(value, '$.nonce') AS nonce
+    FROM json_each(:leases)
+)
+UPDATE creche_jobs AS job
+SET locked_until = max(job.locked_until, :locked_until)
+FROM lease
+WHERE job.id = lease.id
+    AND job.token = lease.token
+    AND job.nonce = lease.nonce
+    AND job.status = 'processing'
+RETURNING id, token, nonce, cancel_requested

@@ -1,5 +1,6 @@
--- Make a failed, cancelled or scheduled job ready now. One that had ended gets all its attempts again, and its fingerprint
--- back if no other job holds that; otherwise nothing happens.
+-- Make one failed, cancelled or scheduled job ready now. If it had ended it gets all its attempts again, and its
+-- fingerprint back unless another job holds that: then nothing happens. One at a time, so that of two jobs with the same
+-- fingerprint the first gets it and the second sees that.
 UPDATE creche_jobs
 SET status = 'pending',
     attempts = iif(status = 'scheduled', attempts, 0),

@@ -5,13 +5,14 @@ What both SQL adapters write alike stands in `_rows.py`.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
+
+import msgspec
 
 from creche._job import (
     ERRORS_KEPT,
@@ -29,6 +30,7 @@ from creche.storage import _rows
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_CHUNK: Final = 16 << 20  # characters
 _HORIZON: Final = int(WAKE_HORIZON * 1_000_000)
 
 
@@ -45,9 +47,28 @@ def microseconds(seconds: float) -> int:
     return timedelta(seconds=seconds) // _MICROSECOND
 
 
-def array(values: Iterable[object] | None) -> str | None:
-    """Return what `json_each` turns into rows; None, which a filter takes for "all"."""
-    return None if values is None else json.dumps([str(value) for value in values])
+def array(values: Iterable[object]) -> str:
+    """Return what `json_each` turns into rows: dicts become objects, everything else text."""
+    return msgspec.json.encode([value if isinstance(value, dict) else str(value) for value in values]).decode()
+
+
+def choice(values: Iterable[object] | None) -> str | None:
+    """Return a filter's array; None takes all."""
+    return None if values is None else array(values)
+
+
+def chunks(columns: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:
+    """Cut a batch so that each part's JSON stays far below what SQLite takes as one value."""
+    chunk: list[dict[str, Any]] = []
+    size = 0
+    for row in columns:
+        size += sum(len(value) for value in row.values() if isinstance(value, str))
+        if chunk and size > _CHUNK:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(row)
+    if chunk:
+        yield chunk
 
 
 def until(due: Iterable[int | None], now: int) -> float | None:
@@ -69,7 +90,7 @@ def _datetime(value: int) -> datetime:
 
 
 def job_columns(job: NewJob, now: int) -> dict[str, Any]:
-    """Return the parameters of `insert`, `find_standing` and `expire_results`."""
+    """Return one element of what `insert` takes, and the parameters of `find_standing`."""
     due = now + microseconds(job.delay) if job.available_at is None else moment(job.available_at)
     return {
         "id": str(job.id),
@@ -80,15 +101,14 @@ def job_columns(job: NewJob, now: int) -> dict[str, Any]:
         "max_attempts": job.max_attempts,
         "available_at": due,
         "idempotency_key": job.idempotency_key,
-        "fingerprint": job.fingerprint,
+        "fingerprint": None if job.fingerprint is None else job.fingerprint.hex(),
         "result_ttl": None if job.result_ttl is None else microseconds(job.result_ttl),
-        "now": now,
     }
 
 
-def lease_columns(lease: Lease) -> dict[str, Any]:
+def lease_columns(held: Lease) -> dict[str, Any]:
     """Return what every fenced statement compares."""
-    return {"id": str(lease.job_id), "token": lease.token, "nonce": lease.nonce}
+    return {"id": str(held.job_id), "token": held.token, "nonce": held.nonce}
 
 
 def failing_columns(now: int) -> dict[str, Any]:
@@ -97,12 +117,11 @@ def failing_columns(now: int) -> dict[str, Any]:
 
 
 def settlement_columns(settlement: Settlement, now: int) -> dict[str, Any]:
-    """Return the parameters of `settle`, `settled_before` and `write_dead_letter`."""
+    """Return one element of what `settle` and `settled_before` take."""
     columns = _rows.settlement_columns(settlement)
     due = now + microseconds(columns.delay) if columns.available_at is None else moment(columns.available_at)
     return {
         **lease_columns(settlement.lease),
-        **failing_columns(now),
         "status": columns.status,
         "due_at": due if columns.due else None,
         "gives_back": columns.gives_back,
@@ -114,6 +133,11 @@ def settlement_columns(settlement: Settlement, now: int) -> dict[str, Any]:
 
 
 # --- what comes out ---------------------------------------------------------------------------------
+
+
+def lease(row: sqlite3.Row) -> Lease:
+    """Return the lease that a row of `reserve` or `extend` is under."""
+    return Lease(job_id=UUID(row["id"]), token=row["token"], nonce=row["nonce"])
 
 
 def inserted(job: NewJob, status: str) -> Insertion:
@@ -128,7 +152,7 @@ def standing(job: NewJob, row: sqlite3.Row) -> Insertion:
         job_id=job_id,
         status=Status(row["status"]),
         inserted=job_id == job.id,
-        fingerprint=row["fingerprint"],
+        fingerprint=None if row["fingerprint"] is None else bytes.fromhex(row["fingerprint"]),
         result=None if row["result"] is None else row["result"].encode(),
     )
 
@@ -136,7 +160,7 @@ def standing(job: NewJob, row: sqlite3.Row) -> Insertion:
 def reserved(row: sqlite3.Row) -> ReservedJob:
     """Return a row of `reserve`."""
     return ReservedJob(
-        lease=Lease(job_id=UUID(row["id"]), token=row["token"], nonce=row["nonce"]),
+        lease=lease(row),
         queue_name=row["queue_name"],
         type=row["type"],
         payload=row["payload"].encode(),
@@ -160,6 +184,7 @@ def dead_letter(row: sqlite3.Row) -> DeadLetter:
 _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     **dict.fromkeys(("id", "job_id"), UUID),
     **dict.fromkeys(("payload", "result"), str.encode),
+    "fingerprint": bytes.fromhex,
     **dict.fromkeys(
         ("available_at", "locked_until", "created_at", "updated_at", "completed_at", "buried_at", "result_expires_at"),
         _datetime,

@@ -7,7 +7,7 @@ Nothing to install and nothing to run: several processes may share the file, on 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -124,22 +124,25 @@ class SQLiteStorage:
         """See `Storage.insert`."""
         woken: set[str] = set()
 
-        def work(connection: sqlite3.Connection) -> Sequence[Insertion]:
+        def work(connection: sqlite3.Connection) -> list[Insertion]:
             moment = rows.moment(now)
+            columns = [rows.job_columns(job, moment) for job in jobs]
+            self._expire_results(connection, [row["fingerprint"] for row in columns], moment)
+            new: dict[str, str] = {}
+            for chunk in rows.chunks(columns):
+                written = self._run(connection, "insert", {"jobs": rows.array(chunk), "now": moment})
+                new.update((row["id"], row["status"]) for row in written)
             answers = list[Insertion]()
-            for job in jobs:
-                columns = rows.job_columns(job, moment)
-                if job.fingerprint is not None:
-                    self._run(connection, "expire_results", columns)
-                if written := self._run(connection, "insert", columns):
-                    answers.append(rows.inserted(job, written[0]["status"]))
-                    if rows.soon(columns["available_at"], moment):
-                        woken.add(job.queue_name)
-                else:
-                    answers.append(rows.standing(job, self._run(connection, "find_standing", columns)[0]))
+            for job, row in zip(jobs, columns, strict=True):
+                if row["id"] not in new:
+                    answers.append(rows.standing(job, self._run(connection, "find_standing", row)[0]))
+                    continue
+                answers.append(rows.inserted(job, new[row["id"]]))
+                if rows.soon(row["available_at"], moment):
+                    woken.add(job.queue_name)
             return answers
 
-        answers = await self._write(jobs, work, ())
+        answers = await self._write(jobs, work, list[Insertion]())
         self._bell.ring(woken)
         return answers
 
@@ -158,7 +161,7 @@ class SQLiteStorage:
     ) -> Reservation:
         """See `Storage.reserve`."""
         names = list(dict.fromkeys(queues))
-        claim = {"lease": rows.microseconds(lease), "worker": worker, "nonce": nonce, "types": rows.array(types)}
+        claim = {"lease": rows.microseconds(lease), "worker": worker, "nonce": nonce, "types": rows.choice(types)}
 
         def work(connection: sqlite3.Connection) -> Reservation:
             claim["now"] = moment = rows.moment(now)
@@ -177,15 +180,15 @@ class SQLiteStorage:
         """See `Storage.extend`."""
 
         def work(connection: sqlite3.Connection) -> Extension:
-            until = rows.moment(now) + rows.microseconds(seconds)
-            found = {
-                lease: self._run(connection, "extend", {**rows.lease_columns(lease), "locked_until": until})
-                for lease in leases
+            columns = {
+                "leases": rows.array(map(rows.lease_columns, leases)),
+                "locked_until": rows.moment(now) + rows.microseconds(seconds),
             }
+            found = {rows.lease(row): row["cancel_requested"] for row in self._run(connection, "extend", columns)}
             return Extension(
-                held=frozenset(lease for lease, row in found.items() if row),
-                lost=frozenset(lease for lease, row in found.items() if not row),
-                cancel_requested=frozenset(lease for lease, row in found.items() if row and row[0]["cancel_requested"]),
+                held=frozenset(found),
+                lost=frozenset(leases) - found.keys(),
+                cancel_requested=frozenset(lease for lease, asked in found.items() if asked),
             )
 
         nothing = Extension(held=frozenset(), lost=frozenset(), cancel_requested=frozenset())
@@ -197,19 +200,18 @@ class SQLiteStorage:
 
         def work(connection: sqlite3.Connection) -> Settled:
             moment = rows.moment(now)
-            accepted: set[Lease] = set()
-            for settlement in settlements:
-                columns = rows.settlement_columns(settlement, moment)
-                ended = self._run(connection, "settle", columns)
-                if ended or self._run(connection, "settled_before", columns):
-                    accepted.add(settlement.lease)
-                for row in ended:
-                    if row["status"] == Status.FAILED:
-                        self._run(connection, "write_dead_letter", columns)
-                    elif Status(row["status"]).active and rows.soon(row["available_at"], moment):
-                        woken.add(row["queue_name"])
-            lost = frozenset(settlement.lease for settlement in settlements) - accepted
-            return Settled(accepted=frozenset(accepted), lost=lost)
+            columns = {settlement.lease: rows.settlement_columns(settlement, moment) for settlement in settlements}
+            ended: dict[str, sqlite3.Row] = {}
+            for chunk in rows.chunks([*columns.values()]):
+                batch = {**rows.failing_columns(moment), "settlements": rows.array(chunk)}
+                ended.update((row["id"], row) for row in self._run(connection, "settle", batch))
+            self._write_dead_letters(connection, [*ended.values()], moment)
+            for row in ended.values():
+                if Status(row["status"]).active and rows.soon(row["available_at"], moment):
+                    woken.add(row["queue_name"])
+            accepted = {*ended, *self._settled_before(connection, columns, ended)}
+            held = frozenset(lease for lease, row in columns.items() if row["id"] in accepted)
+            return Settled(accepted=held, lost=columns.keys() - held)
 
         settled = await self._write(settlements, work, Settled(accepted=frozenset(), lost=frozenset()))
         self._bell.ring(woken)
@@ -227,8 +229,7 @@ class SQLiteStorage:
             recovered = self._run(connection, "recover", columns)
             woken.update(row["queue_name"] for row in recovered if row["status"] == Status.PENDING)
             buried = self._run(connection, "bury", columns)
-            for row in buried:
-                self._run(connection, "write_dead_letter", {"id": row["id"], "now": moment})
+            self._write_dead_letters(connection, buried, moment)
             promoted = self._promote(connection, limit, moment)
             woken.update(promoted)
             due = self._next_due(connection, None)
@@ -277,10 +278,9 @@ class SQLiteStorage:
     async def cancel(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
         """See `Storage.cancel`."""
 
-        def work(connection: sqlite3.Connection) -> Mapping[UUID, Status]:
+        def work(connection: sqlite3.Connection) -> dict[UUID, Status]:
             moment = rows.moment(now)
-            for job_id in job_ids:
-                self._run(connection, "cancel", {"id": str(job_id), "now": moment})
+            self._run(connection, "cancel", {"ids": rows.array(job_ids), "now": moment})
             return self._statuses(connection, job_ids)
 
         return await self._write(job_ids, work, dict[UUID, Status]())
@@ -289,11 +289,12 @@ class SQLiteStorage:
         """See `Storage.retry`."""
         woken: set[str] = set()
 
-        def work(connection: sqlite3.Connection) -> Mapping[UUID, Status]:
+        def work(connection: sqlite3.Connection) -> dict[UUID, Status]:
             moment = rows.moment(now)
+            found = self._run(connection, "find", {"ids": rows.array(job_ids)})
+            self._expire_results(connection, [row["fingerprint"] for row in found], moment)
             for job_id in dict.fromkeys(job_ids):
                 columns = {"id": str(job_id), "now": moment}
-                self._run(connection, "expire_results", {**columns, "fingerprint": None})
                 for row in self._run(connection, "retry", columns):
                     self._run(connection, "delete_dead_letter", columns)
                     woken.add(row["queue_name"])
@@ -316,9 +317,9 @@ class SQLiteStorage:
     async def list(self, where: JobFilter, limit: int, *, before: UUID | None = None) -> Sequence[JobRecord]:
         """See `Storage.list`."""
         columns = {
-            "queues": rows.array(where.queues),
-            "types": rows.array(where.types),
-            "statuses": rows.array(where.statuses),
+            "queues": rows.choice(where.queues),
+            "types": rows.choice(where.types),
+            "statuses": rows.choice(where.statuses),
             "before": None if before is None else str(before),
             "limit": max(0, limit),
         }
@@ -360,9 +361,27 @@ class SQLiteStorage:
         # To the end always: a statement that still has rows to return would keep its transaction from committing.
         return connection.execute(self._sql[name], columns).fetchall()
 
+    def _expire_results(self, connection: sqlite3.Connection, fingerprints: Iterable[str | None], now: int) -> None:
+        if some := [fingerprint for fingerprint in fingerprints if fingerprint is not None]:
+            self._run(connection, "expire_results", {"fingerprints": rows.array(some), "now": now})
+
+    def _settled_before(
+        self, connection: sqlite3.Connection, columns: Mapping[Lease, dict[str, Any]], ended: Collection[str]
+    ) -> Collection[str]:
+        """Return the ids of those whose answer was lost: a repeated settle is accepted."""
+        missed = [row for row in columns.values() if row["id"] not in ended]
+        if not missed:
+            return ()
+        leases = rows.array({name: row[name] for name in ("id", "token", "nonce")} for row in missed)
+        return [row["id"] for row in self._run(connection, "settled_before", {"settlements": leases})]
+
+    def _write_dead_letters(self, connection: sqlite3.Connection, ended: Iterable[sqlite3.Row], now: int) -> None:
+        if ids := [row["id"] for row in ended if row["status"] == Status.FAILED]:
+            self._run(connection, "write_dead_letters", {"ids": rows.array(ids), "now": now})
+
     def _next_due(self, connection: sqlite3.Connection, queues: Collection[str] | None) -> dict[str, int]:
         """Return when the earliest scheduled job of each queue is due that has any."""
-        found = self._run(connection, "next_due", {"queues": rows.array(queues)})
+        found = self._run(connection, "next_due", {"queues": rows.choice(queues)})
         return {row["queue_name"]: row["due_at"] for row in found if row["due_at"] is not None}
 
     def _statuses(self, connection: sqlite3.Connection, job_ids: Collection[UUID]) -> dict[UUID, Status]:
