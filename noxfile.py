@@ -1,0 +1,52 @@
+"""What can be done here: `nox` checks everything, `nox -l` lists sessions, `nox -s tests-3.12 -- -k lease` runs one.
+
+Sessions that run the tests install creche as a wheel: an editable install would hide what is missing from it.
+"""
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "types", "tests", "example"]
+nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
+
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, and who may import whom."""
+    session.install("-e", ".[trio,postgres]", "--group", "lint", "--group", "test")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Both type checkers, strict."""
+    session.install("-e", ".[trio,postgres]", "--group", "dev")
+    session.run("mypy")
+    session.run("pyright", "--pythonpath", f"{session.bin}/python")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The whole suite, on each Python from 3.11 that is installed."""
+    session.install(".[trio,postgres]", "--group", "test", "--group", "types")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0], venv_backend="uv")
+def lowest(session: nox.Session) -> None:
+    """The suite on the oldest releases that pyproject.toml admits."""
+    session.install("--resolution=lowest-direct", ".[trio,postgres]", "--group", "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def example(session: nox.Session) -> None:
+    """The main example, on the embedded SQLite that one gets by default."""
+    session.install(".")
+    session.run("python", "examples/library_index.py")
