@@ -43,4 +43,4 @@ WHERE job.id = settlement.id
     AND job.token = settlement.token
     AND job.nonce = settlement.nonce
     AND job.status = 'processing'
-RETURNING id, queue_name, status, available_at
+RETURNING id, token, nonce, queue_name, status, available_at

@@ -22,6 +22,7 @@ from creche._job import (
     JobRecord,
     Lease,
     NewJob,
+    QueueStats,
     ReservedJob,
     Settlement,
     Status,
@@ -80,6 +81,11 @@ def until(due: Iterable[int | None], now: int) -> float | None:
 def soon(due_at: int, now: int) -> bool:
     """Whether a job that is due then is worth a wake now."""
     return due_at - now < _HORIZON
+
+
+def wakes(row: sqlite3.Row, now: int) -> bool:
+    """Whether a job that has just been settled is ready again, or soon."""
+    return Status(row["status"]).active and soon(row["available_at"], now)
 
 
 def _datetime(value: int) -> datetime:
@@ -179,6 +185,19 @@ def record(row: sqlite3.Row) -> JobRecord:
 def dead_letter(row: sqlite3.Row) -> DeadLetter:
     """Return a row of `dead_letters`."""
     return _rows.dead_letter(_plain(row))
+
+
+def stats(found: Iterable[sqlite3.Row], now: int) -> Sequence[QueueStats]:
+    """Return the rows of `stats`, one for each queue and status, as one for each queue."""
+    counts: dict[str, dict[Status, int]] = {}
+    ages: dict[str, float] = {}
+    for row in found:
+        counts.setdefault(row["queue_name"], {})[Status(row["status"])] = row["jobs"]
+        if row["oldest"] is not None:
+            ages[row["queue_name"]] = max(0, now - row["oldest"]) / 1_000_000
+    return [
+        QueueStats(queue_name=queue, counts=counts[queue], oldest_ready=ages.get(queue)) for queue in sorted(counts)
+    ]
 
 
 _READERS: Final[Mapping[str, Callable[[Any], object]]] = {

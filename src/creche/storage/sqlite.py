@@ -7,12 +7,12 @@ Nothing to install and nothing to run: several processes may share the file, on 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, get_args
+from typing import Final, Self, TypeVar, get_args
 from uuid import UUID
 
 import anyio.lowlevel
@@ -41,11 +41,11 @@ from creche.storage import _sqlite_schema as schema
 from creche.storage._sql import load
 from creche.storage._sqlite3 import Database, Synchronous, transaction
 from creche.storage._sqlite_listener import Bell
+from creche.storage._sqlite_statements import Statements
 
 _CAPABILITIES: Final = Capabilities(listen=True, shared=True, durable=True)
 
 T = TypeVar("T")
-Rows = list[sqlite3.Row]
 
 
 class SQLiteStorage:
@@ -77,14 +77,13 @@ class SQLiteStorage:
             foreign_change=self._bell.ring_all,
         )
         self._dialect = load("sqlite")
-        self._sql = self._dialect.statements
 
     def __repr__(self) -> str:
         return f"<SQLiteStorage {self._database.path}>"
 
     @property
     def capabilities(self) -> Capabilities:
-        """Wakes by itself, for commits of other processes within a quarter of a second."""
+        """All three."""
         return _CAPABILITIES
 
     # --- lifecycle ----------------------------------------------------------------------------------
@@ -122,27 +121,9 @@ class SQLiteStorage:
 
     async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
         """See `Storage.insert`."""
-        woken: set[str] = set()
-
-        def work(connection: sqlite3.Connection) -> list[Insertion]:
-            moment = rows.moment(now)
-            columns = [rows.job_columns(job, moment) for job in jobs]
-            self._expire_results(connection, [row["fingerprint"] for row in columns], moment)
-            new: dict[str, str] = {}
-            for chunk in rows.chunks(columns):
-                written = self._run(connection, "insert", {"jobs": rows.array(chunk), "now": moment})
-                new.update((row["id"], row["status"]) for row in written)
-            answers = list[Insertion]()
-            for job, row in zip(jobs, columns, strict=True):
-                if row["id"] not in new:
-                    answers.append(rows.standing(job, self._run(connection, "find_standing", row)[0]))
-                    continue
-                answers.append(rows.inserted(job, new[row["id"]]))
-                if rows.soon(row["available_at"], moment):
-                    woken.add(job.queue_name)
-            return answers
-
-        answers = await self._write(jobs, work, list[Insertion]())
+        if not jobs:
+            return await _nothing(())
+        answers, woken = await self._write(lambda do: do.insert(jobs, rows.moment(now)))
         self._bell.ring(woken)
         return answers
 
@@ -163,57 +144,45 @@ class SQLiteStorage:
         names = list(dict.fromkeys(queues))
         claim = {"lease": rows.microseconds(lease), "worker": worker, "nonce": nonce, "types": rows.choice(types)}
 
-        def work(connection: sqlite3.Connection) -> Reservation:
-            claim["now"] = moment = rows.moment(now)
-            taken: Rows = []
-            for name in names:
-                if (room := limit - len(taken)) <= 0:
-                    break
-                found = self._run(connection, "reserve", {**claim, "queue_name": name, "limit": room})
-                taken += sorted(found, key=lambda row: (-row["priority"], row["available_at"], row["id"]))
-            due = self._next_due(connection, names)
-            return Reservation(jobs=[rows.reserved(row) for row in taken], next_due_in=rows.until(due.values(), moment))
+        def work(do: Statements) -> Reservation:
+            moment = rows.moment(now)
+            taken = do.reserve(names, limit, now=moment, **claim)
+            return Reservation(
+                jobs=[rows.reserved(row) for row in taken],
+                next_due_in=rows.until(do.next_due(names).values(), moment),
+            )
 
-        return await self._database.write(work)
+        return await self._write(work)
 
     async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
         """See `Storage.extend`."""
+        asked = frozenset(leases)
+        if not asked:
+            return await _nothing(Extension(held=asked, lost=asked, cancel_requested=asked))
 
-        def work(connection: sqlite3.Connection) -> Extension:
-            columns = {
-                "leases": rows.array(map(rows.lease_columns, leases)),
-                "locked_until": rows.moment(now) + rows.microseconds(seconds),
-            }
-            found = {rows.lease(row): row["cancel_requested"] for row in self._run(connection, "extend", columns)}
-            return Extension(
-                held=frozenset(found),
-                lost=frozenset(leases) - found.keys(),
-                cancel_requested=frozenset(lease for lease, asked in found.items() if asked),
-            )
+        def work(do: Statements) -> Extension:
+            until = rows.moment(now) + rows.microseconds(seconds)
+            found = do.run("extend", leases=rows.array(map(rows.lease_columns, asked)), locked_until=until)
+            held = frozenset(map(rows.lease, found))
+            cancel_requested = frozenset(rows.lease(row) for row in found if row["cancel_requested"])
+            return Extension(held=held, lost=asked - held, cancel_requested=cancel_requested)
 
-        nothing = Extension(held=frozenset(), lost=frozenset(), cancel_requested=frozenset())
-        return await self._write(leases, work, nothing)
+        return await self._write(work)
 
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
         """See `Storage.settle`."""
-        woken: set[str] = set()
+        asked = frozenset(settlement.lease for settlement in settlements)
+        if not asked:
+            return await _nothing(Settled(accepted=asked, lost=asked))
 
-        def work(connection: sqlite3.Connection) -> Settled:
+        def work(do: Statements) -> tuple[Settled, set[str]]:
             moment = rows.moment(now)
-            columns = {settlement.lease: rows.settlement_columns(settlement, moment) for settlement in settlements}
-            ended: dict[str, sqlite3.Row] = {}
-            for chunk in rows.chunks([*columns.values()]):
-                batch = {**rows.failing_columns(moment), "settlements": rows.array(chunk)}
-                ended.update((row["id"], row) for row in self._run(connection, "settle", batch))
-            self._write_dead_letters(connection, [*ended.values()], moment)
-            for row in ended.values():
-                if Status(row["status"]).active and rows.soon(row["available_at"], moment):
-                    woken.add(row["queue_name"])
-            accepted = {*ended, *self._settled_before(connection, columns, ended)}
-            held = frozenset(lease for lease, row in columns.items() if row["id"] in accepted)
-            return Settled(accepted=held, lost=columns.keys() - held)
+            ended = do.settle([rows.settlement_columns(settlement, moment) for settlement in settlements], moment)
+            accepted = ended.keys() | do.settled_before(asked - ended.keys())
+            woken = {row["queue_name"] for row in ended.values() if rows.wakes(row, moment)}
+            return Settled(accepted=frozenset(accepted), lost=asked - accepted), woken
 
-        settled = await self._write(settlements, work, Settled(accepted=frozenset(), lost=frozenset()))
+        settled, woken = await self._write(work)
         self._bell.ring(woken)
         return settled
 
@@ -221,97 +190,55 @@ class SQLiteStorage:
 
     async def maintain(self, limit: int, *, retention: Retention, now: datetime | None = None) -> Upkeep:
         """See `Storage.maintain`."""
-        woken: set[str] = set()
+        limit = max(0, limit)  # to SQLite a negative one is none
 
-        def work(connection: sqlite3.Connection) -> Upkeep:
+        def work(do: Statements) -> tuple[Upkeep, set[str]]:
             moment = rows.moment(now)
-            columns = {**rows.failing_columns(moment), "limit": max(0, limit)}
-            recovered = self._run(connection, "recover", columns)
-            woken.update(row["queue_name"] for row in recovered if row["status"] == Status.PENDING)
-            buried = self._run(connection, "bury", columns)
-            self._write_dead_letters(connection, buried, moment)
-            promoted = self._promote(connection, limit, moment)
-            woken.update(promoted)
-            due = self._next_due(connection, None)
-            woken.update(queue for queue, due_at in due.items() if rows.soon(due_at, moment))
-            return Upkeep(
+            columns = {**rows.failing_columns(moment), "limit": limit}
+            recovered = do.run("recover", **columns)
+            buried = do.run("bury", **columns)
+            do.write_dead_letters(buried, moment)
+            promoted = do.promote(limit, moment)
+            due = do.next_due(None)
+            upkeep = Upkeep(
                 recovered=len(recovered),
                 buried=len(buried),
                 promoted=sum(promoted.values()),
-                pruned=self._prune(connection, limit, retention, moment),
+                pruned=do.prune(limit, retention, moment),
                 next_due_in=rows.until(due.values(), moment),
             )
+            return upkeep, {*promoted, *(row["queue_name"] for row in recovered if row["status"] == Status.PENDING)}
 
-        upkeep = await self._database.write(work)
+        upkeep, woken = await self._write(work)
         self._bell.ring(woken)
         return upkeep
-
-    def _promote(self, connection: sqlite3.Connection, limit: int, moment: int) -> dict[str, int]:
-        """Make ready what is due, and return how many of which queue."""
-        promoted: dict[str, int] = {}
-        due = self._next_due(connection, None)
-        for queue in sorted(due, key=lambda queue: due[queue]):
-            room = limit - sum(promoted.values())
-            if room <= 0 or due[queue] > moment:
-                break
-            columns = {"queue_name": queue, "now": moment, "limit": room}
-            promoted[queue] = connection.execute(self._sql["promote"], columns).rowcount
-        return promoted
-
-    def _prune(self, connection: sqlite3.Connection, limit: int, retention: Retention, moment: int) -> int:
-        kept = {
-            Status.COMPLETED: retention.completed,
-            Status.FAILED: retention.failed,
-            Status.CANCELLED: retention.cancelled,
-        }
-        pruned = 0
-        for status, seconds in kept.items():
-            before = moment - rows.microseconds(seconds)
-            columns = {"status": status, "finished_before": before, "now": moment, "limit": max(0, limit - pruned)}
-            pruned += connection.execute(self._sql["prune"], columns).rowcount
-        before = moment - rows.microseconds(retention.failed)
-        self._run(connection, "prune_dead_letters", {"buried_before": before, "limit": max(0, limit)})
-        return pruned
 
     # --- people -------------------------------------------------------------------------------------
 
     async def cancel(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
         """See `Storage.cancel`."""
+        if not job_ids:
+            return await _nothing(dict[UUID, Status]())
 
-        def work(connection: sqlite3.Connection) -> dict[UUID, Status]:
-            moment = rows.moment(now)
-            self._run(connection, "cancel", {"ids": rows.array(job_ids), "now": moment})
-            return self._statuses(connection, job_ids)
+        def work(do: Statements) -> Mapping[UUID, Status]:
+            do.run("cancel", ids=rows.array(job_ids), now=rows.moment(now))
+            return do.statuses(job_ids)
 
-        return await self._write(job_ids, work, dict[UUID, Status]())
+        return await self._write(work)
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
         """See `Storage.retry`."""
-        woken: set[str] = set()
-
-        def work(connection: sqlite3.Connection) -> dict[UUID, Status]:
-            moment = rows.moment(now)
-            found = self._run(connection, "find", {"ids": rows.array(job_ids)})
-            self._expire_results(connection, [row["fingerprint"] for row in found], moment)
-            for job_id in dict.fromkeys(job_ids):
-                columns = {"id": str(job_id), "now": moment}
-                for row in self._run(connection, "retry", columns):
-                    self._run(connection, "delete_dead_letter", columns)
-                    woken.add(row["queue_name"])
-            return self._statuses(connection, job_ids)
-
-        statuses = await self._write(job_ids, work, dict[UUID, Status]())
+        if not job_ids:
+            return await _nothing(dict[UUID, Status]())
+        woken, statuses = await self._write(lambda do: (do.retry(job_ids, rows.moment(now)), do.statuses(job_ids)))
         self._bell.ring(woken)
         return statuses
 
     async def find(self, job_ids: Collection[UUID]) -> Mapping[UUID, JobRecord]:
         """See `Storage.find`."""
         if not job_ids:
-            await anyio.lowlevel.checkpoint()
-            return {}
-        records = await self._database.read(
-            lambda connection: [rows.record(row) for row in self._run(connection, "find", {"ids": rows.array(job_ids)})]
-        )
+            return await _nothing(dict[UUID, JobRecord]())
+        records = await self._read(lambda do: [*map(rows.record, do.run("find", ids=rows.array(job_ids)))])
         return {record.id: record for record in records}
 
     async def list(self, where: JobFilter, limit: int, *, before: UUID | None = None) -> Sequence[JobRecord]:
@@ -323,76 +250,38 @@ class SQLiteStorage:
             "before": None if before is None else str(before),
             "limit": max(0, limit),
         }
-        return await self._database.read(
-            lambda connection: [rows.record(row) for row in self._run(connection, "list", columns)]
-        )
+        return await self._read(lambda do: [*map(rows.record, do.run("list", **columns))])
 
     async def dead_letters(self, limit: int, *, before: UUID | None = None) -> Sequence[DeadLetter]:
         """See `Storage.dead_letters`."""
         columns = {"before": None if before is None else str(before), "limit": max(0, limit)}
-        return await self._database.read(
-            lambda connection: [rows.dead_letter(row) for row in self._run(connection, "dead_letters", columns)]
-        )
+        return await self._read(lambda do: [*map(rows.dead_letter, do.run("dead_letters", **columns))])
 
     async def stats(self, *, now: datetime | None = None) -> Sequence[QueueStats]:
         """See `Storage.stats`."""
-        found, moment = await self._database.read(
-            lambda connection: (self._run(connection, "stats", {}), rows.moment(now))
-        )
-        counts: dict[str, dict[Status, int]] = {}
-        ages: dict[str, float] = {}
-        for row in found:
-            counts.setdefault(row["queue_name"], {})[Status(row["status"])] = row["jobs"]
-            if row["oldest"] is not None:
-                ages[row["queue_name"]] = max(0, moment - row["oldest"]) / 1_000_000
-        return [
-            QueueStats(queue_name=queue, counts=counts[queue], oldest_ready=ages.get(queue)) for queue in sorted(counts)
-        ]
+        return await self._read(lambda do: rows.stats(do.run("stats"), rows.moment(now)))
+
+    # --- wakes --------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def listen(self, queues: Collection[str]) -> AsyncGenerator[Listener]:
-        """See `Storage.listen`."""
+        """See `Storage.listen`. Commits of other processes are heard a quarter of a second later at most."""
         async with self._bell.listen(queues) as listener:
             yield listener
 
-    # --- statements ---------------------------------------------------------------------------------
-
-    def _run(self, connection: sqlite3.Connection, name: str, columns: Mapping[str, Any]) -> Rows:
-        # To the end always: a statement that still has rows to return would keep its transaction from committing.
-        return connection.execute(self._sql[name], columns).fetchall()
-
-    def _expire_results(self, connection: sqlite3.Connection, fingerprints: Iterable[str | None], now: int) -> None:
-        if some := [fingerprint for fingerprint in fingerprints if fingerprint is not None]:
-            self._run(connection, "expire_results", {"fingerprints": rows.array(some), "now": now})
-
-    def _settled_before(
-        self, connection: sqlite3.Connection, columns: Mapping[Lease, dict[str, Any]], ended: Collection[str]
-    ) -> Collection[str]:
-        """Return the ids of those whose answer was lost: a repeated settle is accepted."""
-        missed = [row for row in columns.values() if row["id"] not in ended]
-        if not missed:
-            return ()
-        leases = rows.array({name: row[name] for name in ("id", "token", "nonce")} for row in missed)
-        return [row["id"] for row in self._run(connection, "settled_before", {"settlements": leases})]
-
-    def _write_dead_letters(self, connection: sqlite3.Connection, ended: Iterable[sqlite3.Row], now: int) -> None:
-        if ids := [row["id"] for row in ended if row["status"] == Status.FAILED]:
-            self._run(connection, "write_dead_letters", {"ids": rows.array(ids), "now": now})
-
-    def _next_due(self, connection: sqlite3.Connection, queues: Collection[str] | None) -> dict[str, int]:
-        """Return when the earliest scheduled job of each queue is due that has any."""
-        found = self._run(connection, "next_due", {"queues": rows.choice(queues)})
-        return {row["queue_name"]: row["due_at"] for row in found if row["due_at"] is not None}
-
-    def _statuses(self, connection: sqlite3.Connection, job_ids: Collection[UUID]) -> dict[UUID, Status]:
-        found = self._run(connection, "find", {"ids": rows.array(job_ids)})
-        return {UUID(row["id"]): Status(row["status"]) for row in found}
-
-    async def _write(self, batch: Collection[object], work: Callable[[sqlite3.Connection], T], nothing: T) -> T:
-        if batch:
-            return await self._database.write(work)
-        await anyio.lowlevel.checkpoint()
-        return nothing
-
     async def _look(self) -> None:
         await self._database.look()
+
+    # --- threads ------------------------------------------------------------------------------------
+
+    async def _write(self, work: Callable[[Statements], T]) -> T:
+        return await self._database.write(lambda connection: work(Statements(connection, self._dialect.statements)))
+
+    async def _read(self, work: Callable[[Statements], T]) -> T:
+        return await self._database.read(lambda connection: work(Statements(connection, self._dialect.statements)))
+
+
+async def _nothing(answer: T) -> T:
+    """Answer an empty batch: a checkpoint, and no hop."""
+    await anyio.lowlevel.checkpoint()
+    return answer

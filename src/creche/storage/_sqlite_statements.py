@@ -1,0 +1,140 @@
+"""What the operations of the SQLite storage are made of: statements by name, run on one connection, in a worker thread.
+It opens no transaction and ends none; whoever calls has one.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from creche._job import Insertion, Lease, NewJob, Retention, Status
+from creche.storage import _sqlite_rows as rows
+
+Rows = list[sqlite3.Row]
+
+
+class Statements:
+    """One connection, and the texts of all statements."""
+
+    def __init__(self, connection: sqlite3.Connection, texts: Mapping[str, str]) -> None:
+        self._connection = connection
+        self._texts = texts
+
+    def run(self, name: str, /, **columns: Any) -> Rows:
+        """Run one statement, to the end always: one that still has rows to return would keep its transaction from
+        committing.
+        """
+        return self._connection.execute(self._texts[name], columns).fetchall()
+
+    def count(self, name: str, /, **columns: Any) -> int:
+        """Run one statement that returns nothing; return how many rows it wrote."""
+        return self._connection.execute(self._texts[name], columns).rowcount
+
+    # --- dispatch -----------------------------------------------------------------------------------
+
+    def insert(self, jobs: Sequence[NewJob], now: int) -> tuple[Sequence[Insertion], set[str]]:
+        """Write jobs, or find what stands in their place; return the answers, and the queues in which something new is
+        ready soon.
+        """
+        columns = [rows.job_columns(job, now) for job in jobs]
+        self.expire_results([row["fingerprint"] for row in columns], now)
+        new: dict[str, str] = {}
+        for chunk in rows.chunks(columns):
+            new.update((row["id"], row["status"]) for row in self.run("insert", jobs=rows.array(chunk), now=now))
+        answers = [
+            rows.inserted(job, new[row["id"]])
+            if row["id"] in new
+            else rows.standing(job, self.run("find_standing", **row)[0])
+            for job, row in zip(jobs, columns, strict=True)
+        ]
+        woken = {row["queue_name"] for row in columns if row["id"] in new and rows.soon(row["available_at"], now)}
+        return answers, woken
+
+    def expire_results(self, fingerprints: Iterable[str | None], now: int) -> None:
+        """Let go of those of these fingerprints whose cached result is stale."""
+        if some := [fingerprint for fingerprint in fingerprints if fingerprint is not None]:
+            self.run("expire_results", fingerprints=rows.array(some), now=now)
+
+    # --- leases -------------------------------------------------------------------------------------
+
+    def reserve(self, queues: Sequence[str], limit: int, **claim: Any) -> Rows:
+        """Take jobs from one queue after the other until there are enough, in the order in which they should start."""
+        taken: Rows = []
+        for queue in queues:
+            if (room := limit - len(taken)) <= 0:
+                break
+            found = self.run("reserve", queue_name=queue, limit=room, **claim)
+            taken += sorted(found, key=lambda row: (-row["priority"], row["available_at"], row["id"]))
+        return taken
+
+    def settle(self, settlements: Sequence[dict[str, Any]], now: int) -> dict[Lease, sqlite3.Row]:
+        """End attempts; return the rows, by lease, that this changed."""
+        ended: dict[Lease, sqlite3.Row] = {}
+        for chunk in rows.chunks(settlements):
+            found = self.run("settle", settlements=rows.array(chunk), **rows.failing_columns(now))
+            ended.update((rows.lease(row), row) for row in found)
+        self.write_dead_letters(ended.values(), now)
+        return ended
+
+    def settled_before(self, leases: Collection[Lease]) -> set[Lease]:
+        """Return those that their own holder settled before."""
+        if not leases:
+            return set()
+        found = self.run("settled_before", leases=rows.array(map(rows.lease_columns, leases)))
+        return {rows.lease(row) for row in found}
+
+    def write_dead_letters(self, ended: Iterable[sqlite3.Row], now: int) -> None:
+        """Copy those of these rows that have just failed."""
+        if ids := [row["id"] for row in ended if row["status"] == Status.FAILED]:
+            self.run("write_dead_letters", ids=rows.array(ids), now=now)
+
+    # --- upkeep -------------------------------------------------------------------------------------
+
+    def next_due(self, queues: Collection[str] | None) -> dict[str, int]:
+        """Return when the earliest scheduled job of each queue is due; queues that have none are left out."""
+        found = self.run("next_due", queues=rows.choice(queues))
+        return {row["queue_name"]: row["due_at"] for row in found if row["due_at"] is not None}
+
+    def promote(self, limit: int, now: int) -> dict[str, int]:
+        """Make ready what is due, the queue that has waited longest first; return how many of which queue."""
+        promoted: dict[str, int] = {}
+        due = self.next_due(None)
+        for queue in sorted(due, key=lambda queue: due[queue]):
+            room = limit - sum(promoted.values())
+            if room <= 0 or due[queue] > now:
+                break
+            promoted[queue] = self.count("promote", queue_name=queue, limit=room, now=now)
+        return promoted
+
+    def prune(self, limit: int, retention: Retention, now: int) -> int:
+        """Delete finished jobs and dead letters past their retention; return how many jobs."""
+        kept = {
+            Status.COMPLETED: retention.completed,
+            Status.FAILED: retention.failed,
+            Status.CANCELLED: retention.cancelled,
+        }
+        pruned = 0
+        for status, seconds in kept.items():
+            before = now - rows.microseconds(seconds)
+            pruned += self.count("prune", status=status, finished_before=before, limit=limit - pruned, now=now)
+        self.run("prune_dead_letters", buried_before=now - rows.microseconds(retention.failed), limit=limit)
+        return pruned
+
+    # --- people -------------------------------------------------------------------------------------
+
+    def retry(self, job_ids: Collection[UUID], now: int) -> set[str]:
+        """Make jobs ready again; return the queues of those that are."""
+        found = self.run("find", ids=rows.array(job_ids))
+        self.expire_results([row["fingerprint"] for row in found], now)
+        woken: set[str] = set()
+        for job_id in dict.fromkeys(job_ids):
+            for row in self.run("retry", id=str(job_id), now=now):
+                self.run("delete_dead_letter", id=str(job_id))
+                woken.add(row["queue_name"])
+        return woken
+
+    def statuses(self, job_ids: Collection[UUID]) -> dict[UUID, Status]:
+        """Return the status of each that exists."""
+        return {UUID(row["id"]): Status(row["status"]) for row in self.run("find", ids=rows.array(job_ids))}
