@@ -87,9 +87,15 @@ class InsertConformance(Suite):
         record = await row(storage, insertion.job_id)
         assert (record.status, record.available_at) == (status, due)
 
-    async def test_times_keep_their_microseconds_and_come_back_in_utc(self, storage: Storage) -> None:
-        now = datetime(2030, 6, 1, 12, 30, 59, 999_999, tzinfo=timezone(timedelta(hours=5, minutes=30)))
-        due = datetime(2031, 1, 1, 0, 0, 0, 1, tzinfo=timezone(timedelta(hours=-8)))
+    async def test_times_keep_their_microseconds(self, storage: Storage) -> None:
+        now = datetime(2030, 6, 1, 12, 30, 59, 999_999, tzinfo=UTC)
+        due = datetime(2031, 1, 1, 0, 0, 0, 1, tzinfo=UTC)
+        record = await row(storage, await add(storage, available_at=due, now=now))
+        assert (record.created_at, record.updated_at, record.available_at) == (now, now, due)
+
+    async def test_times_of_any_zone_are_taken_and_come_back_in_utc(self, storage: Storage) -> None:
+        now = datetime(2030, 6, 1, 12, tzinfo=timezone(timedelta(hours=5, minutes=30)))
+        due = datetime(2030, 6, 1, 12, tzinfo=timezone(timedelta(hours=-8)))
         record = await row(storage, await add(storage, available_at=due, now=now))
         assert (record.created_at, record.updated_at, record.available_at) == (now, now, due)
         assert record.created_at.utcoffset() == record.available_at.utcoffset() == timedelta(0)

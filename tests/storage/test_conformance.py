@@ -1,0 +1,237 @@
+"""The conformance suite itself: it notices storages that break the contract, and none of its tests hides another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from inspect import getmembers, isfunction
+from typing import Any
+from uuid import UUID
+
+import anyio
+import pytest
+from attrs import evolve
+
+from creche._job import (
+    Event,
+    Extension,
+    Insertion,
+    JobFilter,
+    JobRecord,
+    Lease,
+    NewJob,
+    Reservation,
+    Settled,
+    Settlement,
+    Status,
+    Upkeep,
+)
+from creche.storage.memory import MemoryStorage
+from creche.testing import StorageConformance
+from creche.testing._conformance_base import Suite
+
+
+def test_no_test_of_one_part_hides_a_test_of_another() -> None:
+    parts = [part for part in StorageConformance.__mro__ if issubclass(part, Suite)]
+    names = Counter(name for part in parts for name in vars(part) if name.startswith("test_"))
+    assert [name for name, count in names.items() if count > 1] == []
+    assert len(names) == sum(name.startswith("test_") for name, _ in getmembers(StorageConformance, isfunction))
+
+
+def test_every_part_of_the_suite_is_in_it() -> None:
+    assert {part for part in Suite.__subclasses__() if part.__module__.startswith("creche.testing.")} <= {
+        *StorageConformance.__mro__
+    }
+
+
+# --- storages that break the contract in one way each -----------------------------------------------
+
+
+class ForgetsTheNonce(MemoryStorage):
+    """A counter alone fences."""
+
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+        known = {
+            each.lease: evolve(each.lease, nonce=row.nonce)
+            for each in settlements
+            if (row := self._rows.get(each.lease.job_id))
+        }
+        back = {real: said for said, real in known.items()}
+        answer = await super().settle([evolve(each, lease=known.get(each.lease, each.lease)) for each in settlements])
+        return Settled(
+            accepted=frozenset(back.get(lease, lease) for lease in answer.accepted),
+            lost=frozenset(back.get(lease, lease) for lease in answer.lost),
+        )
+
+
+class TakesOneTooMany(MemoryStorage):
+    async def reserve(self, queues: Sequence[str], limit: int, **options: Any) -> Reservation:
+        return await super().reserve(queues, limit + 1, **options)
+
+
+class IgnoresTheOrderOfQueues(MemoryStorage):
+    async def reserve(self, queues: Sequence[str], limit: int, **options: Any) -> Reservation:
+        return await super().reserve(sorted(queues), limit, **options)
+
+
+class PadsNames(MemoryStorage):
+    """A collation that ignores trailing blanks."""
+
+    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
+        return await super().insert([evolve(job, queue_name=job.queue_name.rstrip()) for job in jobs], now=now)
+
+
+class FoldsPayloads(MemoryStorage):
+    """A column type that understands JSON."""
+
+    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
+        return await super().insert([evolve(job, payload=job.payload.strip()) for job in jobs], now=now)
+
+
+class LooksThenInserts(MemoryStorage):
+    """Single flight by asking first."""
+
+    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
+        free = [self._flying(job.fingerprint) is None for job in jobs]
+        await anyio.lowlevel.checkpoint()
+        return await super().insert(
+            [evolve(job, fingerprint=None) if alone else job for job, alone in zip(jobs, free, strict=True)], now=now
+        )
+
+
+class LosesSeconds(MemoryStorage):
+    """A column without microseconds."""
+
+    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
+        return await super().insert(jobs, now=now and now.replace(microsecond=0))
+
+
+class ShortensLeases(MemoryStorage):
+    async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
+        answer = await super().extend(leases, seconds, now=now)
+        for lease in answer.held:
+            self._rows[lease.job_id].change(locked_until=(now or self._now()) + timedelta(seconds=seconds))
+        return answer
+
+
+class GivesExpiredLeasesUp(MemoryStorage):
+    """An expired lease is lost before anybody took it back."""
+
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+        moment = now or self._now()
+        alive = [
+            each
+            for each in settlements
+            if (row := self._rows.get(each.lease.job_id)) and (row.record.locked_until or moment) >= moment
+        ]
+        answer = await super().settle(alive, now=now)
+        return evolve(answer, lost=frozenset(each.lease for each in settlements) - answer.accepted)
+
+
+class SettlesTwice(MemoryStorage):
+    """A repeated settlement has an effect."""
+
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+        answer = await super().settle(settlements, now=now)
+        for lease in answer.accepted:
+            self._rows[lease.job_id].change(updated_at=now)
+        return answer
+
+
+class CountsReleases(MemoryStorage):
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+        answer = await super().settle(settlements, now=now)
+        for each in settlements:
+            if each.event is Event.RELEASE and (row := self._rows.get(each.lease.job_id)):
+                row.change(attempts=row.record.attempts + 1)
+        return answer
+
+
+class RecoversBehindTheHoldersBack(MemoryStorage):
+    """Recovery leaves the token, so that the old holder can still write."""
+
+    async def maintain(self, limit: int, **options: Any) -> Upkeep:
+        leases = {job_id: (row.token, row.nonce) for job_id, row in self._rows.items()}
+        upkeep = await super().maintain(limit, **options)
+        for job_id, row in self._rows.items():
+            row.token, row.nonce = leases[job_id]
+        return upkeep
+
+
+class PrunesFreshResults(MemoryStorage):
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+        answer = await super().settle(settlements, now=now)
+        for lease in answer.accepted:
+            self._rows[lease.job_id].change(result_expires_at=None)
+        return answer
+
+
+class IsHalfDoneWhenCancelled(MemoryStorage):
+    """Each row is its own transaction."""
+
+    async def cancel(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> dict[UUID, Status]:
+        answer: dict[UUID, Status] = {}
+        for job_id in job_ids:
+            for _ in range(3):  # trio shuffles its tasks: a cancellation after five steps meets the middle all the same
+                await anyio.lowlevel.checkpoint()
+            answer.update(await super().cancel([job_id], now=now))
+        return answer
+
+
+class SwallowsCancellation(MemoryStorage):
+    async def list(self, where: JobFilter, limit: int, *, before: UUID | None = None) -> Sequence[JobRecord]:
+        shown: Sequence[JobRecord] = []
+        with anyio.CancelScope(shield=True):
+            shown = await super().list(where, limit, before=before)
+        return shown
+
+
+class NeverRings(MemoryStorage):
+    def _wake(self, queues: object) -> None:
+        pass
+
+
+MUTANTS: dict[type[MemoryStorage], tuple[str, dict[str, Any]]] = {
+    ForgetsTheNonce: ("test_to_settle_token_and_nonce_must_both_be_right", {"event": Event.SUCCEED}),
+    TakesOneTooMany: ("test_never_more_than_the_limit_and_never_fewer_while_there_are_jobs", {}),
+    IgnoresTheOrderOfQueues: ("test_queues_are_served_in_the_order_given", {}),
+    PadsNames: ("test_queues_that_a_collation_would_confuse_are_different", {}),
+    FoldsPayloads: ("test_a_handler_gets_exactly_the_bytes_that_were_sent", {"payload": b" 1 "}),
+    LooksThenInserts: ("test_of_many_callers_with_one_fingerprint_exactly_one_inserts", {}),
+    LosesSeconds: ("test_times_keep_their_microseconds", {}),
+    ShortensLeases: ("test_it_never_brings_a_deadline_nearer", {}),
+    GivesExpiredLeasesUp: ("test_a_lease_that_ran_out_but_was_not_recovered_settles", {"event": Event.SUCCEED}),
+    SettlesTwice: ("test_settled_twice_is_accepted_twice_and_written_once", {"event": Event.ABORT}),
+    CountsReleases: ("test_an_attempt_counts_unless_it_is_given_back", {"event": Event.RELEASE}),
+    RecoversBehindTheHoldersBack: (
+        "test_a_recovered_lease_writes_nothing",
+        {"event": Event.SUCCEED, "max_attempts": 2},
+    ),
+    PrunesFreshResults: ("test_a_fresh_result_keeps_its_row", {}),
+    IsHalfDoneWhenCancelled: (
+        "test_a_cancelled_write_is_whole_or_nothing_and_can_be_sent_again",
+        {"name": "cancel", "checkpoints": 7},
+    ),
+    SwallowsCancellation: ("test_every_operation_is_a_checkpoint", {"name": "list"}),
+    NeverRings: ("test_a_job_that_maintain_promotes_wakes", {}),
+}
+
+
+async def _run(test: str, arguments: dict[str, Any], storage: MemoryStorage) -> None:
+    async with storage:
+        given = "wakeful" if "wakes" in test else "storage"
+        await getattr(StorageConformance(), test)(**{given: storage}, **arguments)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("mutant", list(MUTANTS))
+def test_a_storage_that_breaks_the_contract_is_caught(
+    mutant: type[MemoryStorage], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("creche.testing._conformance_listen.PATIENCE", 0.05)
+    test, arguments = MUTANTS[mutant]
+    anyio.run(partial(_run, test, arguments), MemoryStorage(), backend=backend)
+    with pytest.raises((AssertionError, TimeoutError, ValueError)):
+        anyio.run(partial(_run, test, arguments), mutant(), backend=backend)
