@@ -1,0 +1,117 @@
+"""What README.md shows works as it stands there: its programs are run, its commands too, its types checked."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+QUICKSTART, ASK, HANDLER, WORKERS, HOOKS, STORAGE = [text for language, text in BLOCKS if language == "python"]
+EXAMPLE, TESTS, COMMAND_LINE = [text for language, text in BLOCKS if language == "sh"]
+MY_STORAGE = "from creche.storage.memory import MemoryStorage as MyStorage\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "reports.py").write_text(QUICKSTART)
+    return tmp_path
+
+
+def run(folder: Path, *command: str, timeout: float = 120) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CRECHE_")}
+    answer = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+    assert answer.returncode == 0, f"{command}\n{answer.stdout}\n{answer.stderr}"
+    return answer.stdout
+
+
+def run_program(folder: Path, text: str, name: str) -> str:
+    (folder / name).write_text(text)
+    return run(folder, "-W", "error", name)
+
+
+@contextmanager
+def in_background(folder: Path, *command: str) -> Iterator[None]:
+    """Run a worker for the length of the block; SIGTERM must end it well."""
+    with subprocess.Popen(
+        [sys.executable, *command], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=30)
+        except BaseException as error:
+            process.kill()
+            error.add_note("\n".join(process.communicate()))
+            raise
+        assert process.returncode == 0, f"{out}\n{err}"
+
+
+def test_every_block_is_tested_here() -> None:
+    assert {language for language, _ in BLOCKS} == {"python", "sh"}
+    assert len(BLOCKS) == README.count("\n```") / 2
+
+
+def test_the_quickstart_runs_between_two_processes_and_two_loops(folder: Path) -> None:
+    with in_background(folder, "reports.py"):
+        said = run_program(folder, ASK, "ask.py")
+    assert said.splitlines() == ["28 pages", "pending", "{'pages': 28}"]
+
+
+def test_the_programs_run(folder: Path) -> None:
+    run_program(folder, HANDLER, "handler.py")
+    run_program(folder, HOOKS, "hooks.py")
+    assert run_program(folder, WORKERS, "workers.py").splitlines() == ["any.type {'number': 1}", "any.type {}"]
+
+
+def test_the_command_line_does_what_it_says(folder: Path) -> None:
+    migrate, worker, dispatch, jobs = (line.removeprefix("creche ").split() for line in COMMAND_LINE.splitlines())
+    assert run(folder, "-m", "creche", *migrate).split() == ["0001_initial.sql"]
+    with in_background(folder, "-m", "creche", *worker):
+        assert run(folder, "-m", "creche", *dispatch).strip() == '{"pages":27}'
+        assert "report.generate" in run(folder, "-m", "creche", *jobs)
+
+
+def test_the_conformance_suite_takes_a_storage_in_three_lines(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(MY_STORAGE + STORAGE)
+    said = run(tmp_path, "-m", "pytest", "-q", "-W", "error", "-k", "insert", "test_mine.py")
+    assert re.search(r"\d{2,} passed", said)
+
+
+def test_the_programs_are_typed(folder: Path) -> None:
+    pytest.importorskip("mypy")
+    programs = {"ask.py": ASK, "handler.py": HANDLER, "workers.py": WORKERS, "hooks.py": HOOKS}
+    programs["mine.py"] = MY_STORAGE + STORAGE
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+    run(folder, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={folder / 'cache'}", "reports.py", *programs)
+
+
+def test_the_two_commands_are_one_line_each_and_found_by_the_ci() -> None:
+    for block, end in ((EXAMPLE, "/library_index.py"), (TESTS, "/pytest")):
+        assert re.findall(rf"^python3 -m venv .*{end}$", README, re.MULTILINE) == [block.rstrip("\n")]
+        assert f"command_that_ends_in {end})" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_what_is_linked_to_is_there() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
