@@ -13,5 +13,5 @@ FROM lease
 WHERE job.id = lease.id
     AND job.token = lease.token
     AND job.nonce = lease.nonce
-    AND job.status = 'processing'
+    AND +job.status = 'processing'  -- + keeps ANALYZE from beginning with all that are processing
 RETURNING id, token, nonce, cancel_requested
