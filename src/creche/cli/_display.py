@@ -1,0 +1,217 @@
+"""How jobs look to people and to programs: tables and JSON from records. It reads no database.
+
+What users stored is shown as text: no markup, no escape sequence of theirs reaches the terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
+
+from creche._job import Failure, JobRecord, Status
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_COLOURS: Final = {
+    Status.PENDING: "yellow",
+    Status.SCHEDULED: "blue",
+    Status.PROCESSING: "cyan",
+    Status.COMPLETED: "green",
+    Status.FAILED: "red",
+    Status.CANCELLED: "magenta",
+}
+_UNITS: Final = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
+
+
+# --- for programs -----------------------------------------------------------------------------------
+
+
+def say(words: str) -> None:
+    """Tell people something, on stderr."""
+    click.echo(words, err=True)
+
+
+def print_json(value: object) -> None:
+    """Print a value on stdout, indented; stored JSON inside it keeps its bytes' meaning."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def raw(data: bytes | None) -> msgspec.Raw | None:
+    """Return stored JSON text as it is, to stand inside other JSON."""
+    return None if data is None else msgspec.Raw(data)
+
+
+def failure(error: Failure | None) -> Mapping[str, str] | None:
+    """Return an error for `print_json`."""
+    return None if error is None else {"type": error.type, "message": error.message, "traceback": error.traceback}
+
+
+def summary(job: JobRecord) -> Mapping[str, Any]:
+    """Return a job for `print_json` without what its users stored."""
+    return {
+        "id": job.id,
+        "type": job.type,
+        "queue": job.queue_name,
+        "status": job.status,
+        "priority": job.priority,
+        "attempts": job.attempts,
+        "max_attempts": job.max_attempts,
+        "created_at": job.created_at,
+        "available_at": job.available_at,
+        "updated_at": job.updated_at,
+        "completed_at": job.completed_at,
+    }
+
+
+def details(job: JobRecord) -> Mapping[str, Any]:
+    """Return all of a job for `print_json`."""
+    return {
+        **summary(job),
+        "locked_by": job.locked_by,
+        "locked_until": job.locked_until,
+        "cancel_requested": job.cancel_requested,
+        "idempotency_key": job.idempotency_key,
+        "fingerprint": job.fingerprint.hex() if job.fingerprint else None,
+        "result_expires_at": job.result_expires_at,
+        "payload": raw(job.payload),
+        "result": raw(job.result),
+        "last_error": failure(job.last_error),
+    }
+
+
+# --- for people -------------------------------------------------------------------------------------
+
+
+def print_jobs(jobs: Sequence[JobRecord]) -> None:
+    """Print a table of jobs that fits 80 columns; the queue has a column if there is more than one."""
+    from rich.table import Table
+    from rich.text import Text
+
+    several = len({job.queue_name for job in jobs}) > 1
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("ID", no_wrap=True, min_width=36)
+    table.add_column("TYPE")
+    if several:
+        table.add_column("QUEUE")
+    table.add_column("STATUS", no_wrap=True, min_width=10)
+    table.add_column("TRIES", no_wrap=True, min_width=5, justify="right")
+    table.add_column("AGE", no_wrap=True, min_width=3, justify="right")
+    now = datetime.now(UTC)
+    for job in jobs:
+        queue = [_short(job.queue_name)] if several else []
+        tries = Text(f"{job.attempts}/{job.max_attempts}")
+        table.add_row(
+            Text(str(job.id)), _short(job.type), *queue, _status(job.status), tries, Text(_age(now, job.created_at))
+        )
+    _console().print(table)
+
+
+def print_job(job: JobRecord) -> None:
+    """Print all that is known about one job."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _facts(job):
+        table.add_row(name, value)
+    console = _console()
+    console.print(table)
+    for title, text in _parts(job):
+        console.print(Text(f"\n{title}", style="dim"))
+        console.print(_text(text), soft_wrap=True)
+
+
+def _facts(job: JobRecord) -> Iterable[tuple[str, RenderableType]]:
+    now = datetime.now(UTC)
+    status = _status(job.status)
+    if job.cancel_requested and job.status.active:
+        status.append(", cancel requested")
+    yield "id", str(job.id)
+    yield "type", _text(job.type)
+    yield "queue", _text(job.queue_name)
+    yield "status", status
+    yield "attempts", f"{job.attempts} of {job.max_attempts}"
+    yield "priority", str(job.priority)
+    yield "created", _time(job.created_at, now)
+    if job.status is Status.SCHEDULED:
+        yield "due", _time(job.available_at, now)
+    if job.locked_by is not None and job.status is Status.PROCESSING:
+        yield "worker", _text(job.locked_by)
+    if job.locked_until is not None and job.status is Status.PROCESSING:
+        yield "lease until", _time(job.locked_until, now)
+    if job.completed_at is not None:
+        yield "ended", _time(job.completed_at, now)
+    else:
+        yield "changed", _time(job.updated_at, now)
+    if job.result_expires_at is not None:
+        yield "result until", _time(job.result_expires_at, now)
+    if job.idempotency_key is not None:
+        yield "key", _text(job.idempotency_key)
+    if job.fingerprint is not None:
+        yield "fingerprint", job.fingerprint.hex()
+
+
+def _parts(job: JobRecord) -> Iterable[tuple[str, str]]:
+    yield "payload", _indented(job.payload)
+    if job.result is not None:
+        yield "result", _indented(job.result)
+    if job.last_error is not None:
+        error = job.last_error
+        yield "last error", error.traceback.strip() or f"{error.type}: {error.message}"
+
+
+def _indented(data: bytes) -> str:
+    try:
+        return msgspec.json.format(data, indent=2).decode()
+    except msgspec.DecodeError:
+        return data.decode(errors="replace")
+
+
+def _time(moment: datetime, now: datetime) -> str:
+    where = f"{_age(now, moment)} ago" if moment <= now else f"in {_age(moment, now)}"
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {where}"
+
+
+def _age(later: datetime, earlier: datetime) -> str:
+    seconds = max(0, round((later - earlier).total_seconds()))
+    unit, size = next(((unit, size) for unit, size in _UNITS if seconds >= size), _UNITS[-1])
+    return f"{seconds // size}{unit}"
+
+
+def _status(status: Status) -> Text:
+    from rich.text import Text
+
+    return Text(str(status), style=_COLOURS[status])
+
+
+def _text(text: str) -> Text:
+    from rich.text import Text
+
+    return Text(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def _short(text: str) -> Text:
+    """Return a text that is cut, not wrapped, where the window is too narrow."""
+    short = _text(text)
+    short.no_wrap, short.overflow = True, "ellipsis"
+    return short
+
+
+def _console() -> Console:
+    """Return a console on stdout. In a pipe nothing is cut: there is no window that it would have to fit."""
+    from rich.console import Console
+
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=10_000 if piped else None, highlight=False, markup=False, emoji=False)

@@ -1,0 +1,78 @@
+"""What ends a command early: the exit codes, and errors as one line. It prints nothing; click does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from typing import Final, cast
+
+import click
+
+from creche import errors
+from creche.storage import mask
+
+
+class ExitCode(IntEnum):
+    """How a command ended. `docs/cli.md` explains them to people."""
+
+    OK = 0
+    TROUBLE = 1  # the configuration, the database or the application; or `migrate --check` found something
+    USAGE = 2  # the command line itself; nothing was written
+    JOB = 3  # a job failed, was cancelled, is not there, or could not be changed
+    TIMEOUT = 4  # `dispatch --wait --timeout`: the job goes on
+    INTERRUPTED = 130  # Ctrl-C, as shells have it: 128 + SIGINT
+
+
+class Problem(click.ClickException):
+    """Ends the command with one line on stderr, in which no password is shown."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(" ".join(message.split())))
+
+
+class Trouble(Problem):
+    """The configuration, the database or the application is not as it must be."""
+
+    exit_code = ExitCode.TROUBLE
+
+
+class Misuse(Problem):
+    """The command line asks for what can't be; nothing was written."""
+
+    exit_code = ExitCode.USAGE
+
+
+class JobProblem(Problem):
+    """A job is not there, or did not come to a good end."""
+
+    exit_code = ExitCode.JOB
+
+
+class Unfinished(Problem):
+    """A job is not over yet."""
+
+    exit_code = ExitCode.TIMEOUT
+
+
+_KINDS: Final[Sequence[tuple[type[errors.CrecheError], type[Problem]]]] = (
+    (errors.WaitTimeout, Unfinished),
+    (errors.JobError, JobProblem),
+    (errors.UsageError, Misuse),
+    (errors.CrecheError, Trouble),
+)
+
+
+def as_problem(error: BaseException) -> Problem | None:
+    """Return an error as the line that ends the command; None if it is a bug, whose traceback somebody must see."""
+    leaves = list(_leaves(error))
+    if not leaves or not all(isinstance(leaf, errors.CrecheError) for leaf in leaves):
+        return None
+    return next(problem(str(leaves[0])) for kind, problem in _KINDS if isinstance(leaves[0], kind))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+        yield from _leaves(inner)
