@@ -182,9 +182,9 @@ class IsHalfDoneWhenCancelled(MemoryStorage):
 
 class SwallowsCancellation(MemoryStorage):
     async def list(self, where: JobFilter, limit: int, *, before: UUID | None = None) -> Sequence[JobRecord]:
-        shown: Sequence[JobRecord] = []
+        shown: list[JobRecord] = []
         with anyio.CancelScope(shield=True):
-            shown = await super().list(where, limit, before=before)
+            shown.extend(await super().list(where, limit, before=before))
         return shown
 
 

@@ -15,6 +15,7 @@ pytest.register_assert_rewrite(
     "creche.testing._conformance_people",
     "creche.testing._conformance_reserve",
     "creche.testing._conformance_settle",
+    "creche.testing._conformance_shared",
     "creche.testing._conformance_table",
     "creche.testing.conformance",
 )

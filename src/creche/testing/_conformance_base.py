@@ -85,6 +85,10 @@ class Suite:
         """Return a storage with no job in it, not opened yet. It may be a coroutine function too."""
         raise NotImplementedError(f"{type(self).__name__}.open_storage must return a fresh, empty storage")
 
+    def open_another(self, storage: Storage) -> Storage | None:  # noqa: ARG002 - for those that override it
+        """Return a second storage on the same jobs as `storage`, not opened yet; None if there can be none."""
+        return None
+
     @pytest.fixture(params=["asyncio", "trio"])
     def anyio_backend(self, request: pytest.FixtureRequest) -> str:
         """Every test runs on both event loops."""

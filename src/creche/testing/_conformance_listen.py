@@ -36,7 +36,7 @@ class ListenConformance(Suite):
     """`Storage.listen`, for a storage that declares it can."""
 
     @pytest.fixture
-    async def wakeful(self, storage: Storage) -> Storage:
+    def wakeful(self, storage: Storage) -> Storage:
         """The storage, if it hears of new work by itself."""
         if not storage.capabilities.listen:
             pytest.skip("this storage declares that it hears of nothing by itself")

@@ -13,6 +13,7 @@ from creche.testing._conformance_maintain import PromoteConformance, PruneConfor
 from creche.testing._conformance_people import CancelConformance, RetryConformance, ViewConformance
 from creche.testing._conformance_reserve import ExtendConformance, ReserveConformance
 from creche.testing._conformance_settle import FencingConformance, SettleConformance
+from creche.testing._conformance_shared import SharedConformance
 from creche.testing._conformance_table import TableConformance
 
 __all__ = ["StorageConformance"]
@@ -35,6 +36,7 @@ class StorageConformance(
     ViewConformance,
     ListenConformance,
     SilenceConformance,
+    SharedConformance,
     CancellationConformance,
     LifecycleConformance,
 ):
@@ -55,6 +57,9 @@ class StorageConformance(
             @pytest.fixture
             def unopened(self, tmp_path):
                 return MyStorage(tmp_path / "jobs.db")
+
+    If several processes can use the storage, return a second one on the same jobs from `open_another(storage)`, or
+    override the fixture `another`: without it, what two of them do to each other is skipped.
 
     The storage that is returned holds no job and is not open: the suite calls `migrate()` on it, opens and closes
     it. Nothing in the suite sleeps; it hands the time in as `now`.
