@@ -38,6 +38,7 @@ class Faulty(MemoryStorage):
         self.down: set[str] = set()
         self.lose_answer: set[str] = set()
         self.hang: set[str] = set()
+        self.slow: set[str] = set()
         self.calls: dict[str, int] = {}
         self.settled: list[Settlement] = []
         self.sizes: list[int] = []
@@ -49,7 +50,9 @@ class Faulty(MemoryStorage):
         if operation in self.down:
             raise StorageUnavailable(f"planted: {operation} is cut off")
 
-    def _after(self, operation: str) -> None:
+    async def _after(self, operation: str) -> None:
+        if operation in self.slow:
+            await anyio.sleep(1)
         if operation in self.lose_answer:
             self.lose_answer.discard(operation)
             raise StorageUnavailable(f"planted: the answer to {operation} was lost")
@@ -67,13 +70,13 @@ class Faulty(MemoryStorage):
     ) -> Reservation:
         await self._before("reserve")
         answer = await super().reserve(queues, limit, lease=lease, worker=worker, nonce=nonce, types=types, now=now)
-        self._after("reserve")
+        await self._after("reserve")
         return answer
 
     async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
         await self._before("extend")
         answer = await super().extend(leases, seconds, now=now)
-        self._after("extend")
+        await self._after("extend")
         return answer
 
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
@@ -81,13 +84,13 @@ class Faulty(MemoryStorage):
         self.settled += settlements
         self.sizes.append(len(settlements))
         answer = await super().settle(settlements, now=now)
-        self._after("settle")
+        await self._after("settle")
         return answer
 
     async def maintain(self, limit: int, *, retention: Retention, now: datetime | None = None) -> Upkeep:
         await self._before("maintain")
         answer = await super().maintain(limit, retention=retention, now=now)
-        self._after("maintain")
+        await self._after("maintain")
         return answer
 
 

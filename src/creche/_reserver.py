@@ -19,6 +19,7 @@ from creche.abc import Storage
 from creche.errors import StorageError, StorageUnavailable
 
 _BATCH: Final = 500
+_LAST_MOMENT: Final = 2.0  # seconds
 
 
 @frozen(kw_only=True)
@@ -27,7 +28,7 @@ class Order:
 
     Attributes:
         queues: names, in the order in which they are served.
-        types: the job types it can run; None for all.
+        types: the job types it can run, read anew at each reserve; None for all.
         lease: seconds.
         margin: seconds by which our own deadline comes before the database's.
         worker: its name.
@@ -74,6 +75,11 @@ class Reserver:
         self._start = start
         self._refuse = refuse
         self._idle = idle
+        self._shield = CancelScope(shield=True)
+
+    def hurry(self) -> None:
+        """The worker is to stop: a reserve in flight gets a last moment to answer, and no more."""
+        self._shield.deadline = min(self._shield.deadline, anyio.current_time() + _LAST_MOMENT)
 
     async def run(self) -> None:
         """Reserve until cancelled. What a reserve in flight brings is not lost: it is given back."""
@@ -96,7 +102,8 @@ class Reserver:
 
     async def _reserve(self, room: int) -> int:
         sent = anyio.current_time()  # before the statement: the database counts from later
-        with CancelScope(shield=True):  # half of a reserve would hold jobs that nobody runs, for a whole lease
+        reservation = Reservation(jobs=(), next_due_in=None)
+        with CancelScope(shield=True) as self._shield:  # half of a reserve would hold jobs that nobody runs
             reservation = await self._ask(room)
         held = [Held(job, sent + self._order.lease - self._order.margin) for job in reservation.jobs]
         for each in held:

@@ -7,7 +7,7 @@ settles outlives the jobs by nesting, not by bookkeeping.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -40,7 +40,7 @@ class Settings:
     Attributes:
         name: of this start of this worker.
         queues: names, in the order in which they are served.
-        types: job types; None for all.
+        types: job types, read anew at each reserve; None for all.
         concurrency: how many attempts at once.
         lease: seconds.
         grace: seconds that running jobs get when the worker is told to stop.
@@ -53,7 +53,7 @@ class Settings:
 
     name: str
     queues: Sequence[str]
-    types: Sequence[str] | None
+    types: Collection[str] | None
     concurrency: int
     lease: float
     grace: float
@@ -156,12 +156,19 @@ class Supervisor:
     async def _take_in(self, task_status: TaskStatus[None]) -> None:
         settings = self._settings
         async with create_task_group() as intake:
+            intake.start_soon(self._hurry_when_told, name="stop")
             intake.start_soon(self._listening.run, name="listener")
             intake.start_soon(self._maintainer.run, name="maintainer")
             intake.start_soon(self._reserver.run, name="reserver")
             _log.info("worker %s serves %s", settings.name, ", ".join(settings.queues))
             self._announcer.tell(events.WorkerStarted(worker=settings.name, queues=settings.queues))
             task_status.started()
+
+    async def _hurry_when_told(self) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self._reserver.hurry()
 
     async def _end_with_the_last_settle(self) -> None:
         with CancelScope(shield=True):

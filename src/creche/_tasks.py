@@ -231,6 +231,11 @@ class Tasks:
     def __contains__(self, type: object) -> bool:
         return type in self._tasks
 
+    @property
+    def types(self) -> Collection[str]:
+        """The job types that are registered: a view, always up to date."""
+        return self._tasks.keys()
+
     def task(
         self,
         type: str,

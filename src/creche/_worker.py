@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from types import TracebackType
@@ -24,7 +24,7 @@ from creche._queue import Queue
 from creche._supervisor import Settings, Supervisor
 from creche._tasks import queues_of
 from creche.abc import Backoff
-from creche.errors import OptionInvalid
+from creche.errors import OptionInvalid, UsageError
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -78,7 +78,7 @@ class Worker:
         self._handler = handler
         self._name = name
         self._supervisor: Supervisor | None = None
-        self._stack: AsyncExitStack | None = None
+        self._tasks: TaskGroup | None = None
 
     def __repr__(self) -> str:
         return f"<Worker on {self._queue!r}, concurrency {self._concurrency}>"
@@ -115,6 +115,8 @@ class Worker:
         async with AsyncExitStack() as stack:
             if not self._queue.is_open:
                 await stack.enter_async_context(self._queue)
+            if self._supervisor is not None:
+                raise UsageError(f"{self!r} runs already: make another worker")
             supervisor = self._supervisor = self._make_supervisor()
             try:
                 if signals:
@@ -125,32 +127,43 @@ class Worker:
                 self._supervisor = None
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            tasks: TaskGroup = await stack.enter_async_context(create_task_group())
+        tasks = create_task_group()
+        await tasks.__aenter__()
+        try:
             await tasks.start(self.run, name="worker")
-            self._stack = stack.pop_all()
+        except Exception:  # as it is: a task group would wrap it
+            await tasks.__aexit__(None, None, None)
+            raise
+        except BaseException as error:
+            await tasks.__aexit__(type(error), error, error.__traceback__)
+            raise
+        self._tasks = tasks
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        stack, self._stack = self._stack, None
-        if stack is None:
+        tasks, self._tasks = self._tasks, None
+        if tasks is None:
             return None
         self.stop()
         if not isinstance(error, Exception):
-            return await stack.__aexit__(kind, error, trace)
-        await stack.__aexit__(None, None, None)  # the block's own exception comes out as it is, after a clean stop
+            return await tasks.__aexit__(kind, error, trace)
+        self.stop()  # something went wrong: no grace
+        await tasks.__aexit__(None, None, None)  # the block's own exception comes out as it is, after a clean stop
         return None
 
     def _make_supervisor(self) -> Supervisor:
         queue = self._queue
         handlers: Handlers
+        types: Collection[str] | None
         if self._handler is not None:
             handlers, types = PlainHandler(self._handler, queue.serializer), None
         else:
             handlers = TaskHandlers(queue.tasks, queue.serializer, CapacityLimiter(self._concurrency))
-            types = [task.type for task in queue.tasks]
+            types = queue.tasks.types
+            if not types:
+                raise UsageError(f"{queue!r} has none: register one with `@queue.task(…)`, or give `handler=`")
         settings = Settings(
             name=f"{self._name}:{new_worker_name()}" if self._name else new_worker_name(),
             queues=self._queues or queues_of(list(queue.tasks)),

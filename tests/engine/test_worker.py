@@ -12,7 +12,7 @@ import pytest
 from creche import Job, JobFailed, JSONSerializer, Queue, Status, Tasks, UnknownType, Worker, current_job, events
 from creche._ids import new_job_id
 from creche._job import NewJob
-from creche.errors import NoCurrentJob
+from creche.errors import NoCurrentJob, UsageError
 from engine_kit import Faulty, until
 
 pytestmark = pytest.mark.anyio
@@ -62,12 +62,46 @@ async def test_a_worker_opens_a_queue_that_is_not_open(storage: Faulty) -> None:
 
 
 async def test_a_blocks_own_exception_comes_out_as_it_is(queue: Queue) -> None:
+    @queue.task("work")
+    async def work() -> None: ...
+
     with pytest.raises(ZeroDivisionError):
         async with Worker(queue):
             raise ZeroDivisionError
     with pytest.raises(ZeroDivisionError):
         async with Queue("memory://"):
             raise ZeroDivisionError
+
+
+async def test_a_worker_without_anything_to_run_says_so(queue: Queue) -> None:
+    with pytest.raises(UsageError, match="register one with"):
+        await Worker(queue).run()
+    with pytest.raises(UsageError, match="register one with"):
+        async with Worker(queue):
+            raise AssertionError("never reached")
+
+
+async def test_a_worker_runs_once_at_a_time(queue: Queue) -> None:
+    @queue.task("work")
+    async def work() -> None: ...
+
+    worker = Worker(queue)
+    async with worker:
+        with pytest.raises(UsageError, match="runs already"):
+            await worker.run()
+
+
+async def test_a_task_registered_while_the_worker_runs_is_served(queue: Queue) -> None:
+    @queue.task("first")
+    async def first() -> None: ...
+
+    async with Worker(queue):
+
+        @queue.task("second")
+        async def second() -> str:
+            return "served"
+
+        assert await (await second.dispatch()).wait(10) == "served"
 
 
 async def test_a_synchronous_handler_runs_in_a_thread_and_knows_its_job(queue: Queue) -> None:

@@ -302,6 +302,43 @@ async def test_a_stop_is_bounded_though_the_storage_is_gone(queue: Queue, storag
     assert anyio.current_time() - began <= 5.1
 
 
+async def test_a_stop_waits_no_longer_than_a_moment_for_a_reserve_that_hangs(queue: Queue, storage: Faulty) -> None:
+    @queue.task("work")
+    async def work() -> None: ...
+
+    worker = Worker(queue, lease=600)
+    async with anyio.create_task_group() as host:
+        await host.start(worker.run)
+        await anyio.sleep(1)
+        storage.hang = {"reserve"}
+        await work.dispatch()
+        await anyio.sleep(1)
+        began = anyio.current_time()
+        worker.stop()
+    assert anyio.current_time() - began <= 2.1
+
+
+async def test_what_a_reserve_in_flight_brings_while_the_worker_stops_is_given_back(
+    queue: Queue, storage: Faulty
+) -> None:
+    @queue.task("work")
+    async def work() -> None:
+        raise AssertionError("never reached: the worker was told to stop before")
+
+    worker = Worker(queue)
+    async with anyio.create_task_group() as host:
+        await host.start(worker.run)
+        await anyio.sleep(1)
+        storage.slow = {"reserve"}
+        receipt = await work.dispatch()
+        await anyio.sleep(0.5)
+        worker.stop()
+    record = await queue.look_up(receipt.job_id)
+    assert record
+    assert (record.status, record.attempts, record.locked_by) == (Status.PENDING, 0, None)
+    assert [settlement.event for settlement in storage.settled] == [Event.RELEASE]
+
+
 async def test_an_acknowledgement_that_fails_is_retried_while_the_lease_holds(queue: Queue, storage: Faulty) -> None:
     runs = 0
 
