@@ -91,7 +91,9 @@ class SQLiteStorage:
     async def __aenter__(self) -> Self:
         await self._database.open()
         try:
-            await self._database.write(lambda connection: schema.apply(connection, self._dialect))
+            found = await self._database.read(schema.version)
+            if schema.pending(self._dialect, found):  # or opening would queue for the write lock, for nothing
+                await self._database.write(lambda connection: schema.apply(connection, self._dialect))
         except BaseException:
             await self._database.close()
             raise
