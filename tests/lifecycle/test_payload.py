@@ -216,8 +216,8 @@ def test_a_traceback_shows_causes_and_groups_and_no_local_variables() -> None:
     def work() -> None:
         password = "hunter2" + "-secret"
         try:
-            {}["inner"]
-        except KeyError as error:
+            password.index("inner")
+        except ValueError as error:
             raise ExceptionGroup("both", [ValueError("first"), TypeError("second")]) from error
         finally:
             del password
@@ -226,7 +226,7 @@ def test_a_traceback_shows_causes_and_groups_and_no_local_variables() -> None:
         work()
     except ExceptionGroup as error:
         text = describe(error).traceback
-    assert all(part in text for part in ("KeyError: 'inner'", "ValueError: first", "TypeError: second"))
+    assert all(part in text for part in ("substring not found", "ValueError: first", "TypeError: second"))
     assert "hunter2-secret" not in text
 
 
