@@ -9,4 +9,4 @@ UPDATE creche_jobs AS j
    AND j.token = l.token
    AND j.nonce = l.nonce
    AND j.status = 'processing'
-RETURNING j.id, j.cancel_requested
+RETURNING j.id, j.token, j.nonce, j.cancel_requested

@@ -14,5 +14,5 @@ WITH RECURSIVE queue (name, next) AS (
                 LIMIT 1
            ) AS first
 )
-SELECT greatest(0, extract(epoch FROM min(next) - coalesce(%(now)s::timestamptz, now())))::double precision
+SELECT extract(epoch FROM min(next) - coalesce(%(now)s::timestamptz, now()))::double precision
   FROM queue

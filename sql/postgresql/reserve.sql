@@ -42,7 +42,7 @@ WITH claimed AS MATERIALIZED (
                 LIMIT 1
            ) AS s
 )
-SELECT greatest(0, extract(epoch FROM due.next - coalesce(%(now)s::timestamptz, now())))::double precision,
+SELECT extract(epoch FROM due.next - coalesce(%(now)s::timestamptz, now()))::double precision,
        r.id, r.token, r.queue_name, r.type, r.payload, r.priority, r.attempts, r.max_attempts, r.created_at
   FROM due
   LEFT JOIN reserved AS r ON true

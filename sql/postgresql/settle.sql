@@ -59,7 +59,7 @@ WITH settled AS (
         ON CONFLICT (job_id) DO UPDATE
        SET attempts = excluded.attempts, buried_at = excluded.buried_at, errors = excluded.errors
 )
-SELECT id,
+SELECT id, token, nonce,
        CASE WHEN status = 'pending'
               OR status = 'scheduled' AND available_at <= updated_at + make_interval(secs => %(horizon)s)
            THEN queue_name

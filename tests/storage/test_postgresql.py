@@ -5,7 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from creche.storage.postgresql import PostgreSQLStorage
 from creche.testing import StorageConformance
@@ -21,15 +23,13 @@ def database(postgresql_server: PostgreSQLServer | ForeignServer) -> Iterator[st
 
 
 @pytest.fixture
-def dsn(database: str) -> str:
+def dsn(database: str) -> Iterator[str]:
     """An empty schema."""
-    import psycopg
-    from psycopg import sql
-
     schema = f"s{secrets.token_hex(6)}"
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-    return f"{database}?options=-csearch_path%3D{schema}"
+        yield f"{database}?options=-csearch_path%3D{schema}"
+        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
 
 
 class TestPostgreSQLStorage(StorageConformance):

@@ -21,6 +21,9 @@ Row: TypeAlias = tuple[Any, ...]
 Statement: TypeAlias = tuple[bytes, dict[str, Any]]
 T = TypeVar("T")
 
+# What a URL's query may set besides libpq's own parameters.
+OPTIONS: Final = frozenset({"pool_size", "call_timeout", "prepare_threshold"})
+
 # How often a transaction is run that the server undoes in favour of another, and how often a call is sent whose
 # connection breaks. Every call of creche can be sent again, so a restarted server costs its callers no error.
 CONFLICTS: Final = 6
@@ -112,3 +115,19 @@ async def together(connection: Link, statements: Sequence[Statement]) -> list[li
     async with connection.pipeline():
         cursors = [await connection.execute(statement, parameters) for statement, parameters in statements]
     return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
+
+def bare(text: str) -> bytes:
+    """Return a statement without its comments, which are for people, not for the wire."""
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--")).encode()
+
+
+def split_options(dsn: str) -> tuple[str, dict[str, str]]:
+    """Return a DSN without the options that are the storage's own, and those: libpq would refuse them."""
+    address, _, query = dsn.partition("?")
+    if "://" not in address or not query:
+        return dsn, {}
+    pairs = [pair.partition("=") for pair in query.split("&")]
+    ours = {name: value for name, _, value in pairs if name in OPTIONS}
+    rest = "&".join(f"{name}={value}" for name, _, value in pairs if name not in OPTIONS)
+    return f"{address}?{rest}" if rest else address, ours

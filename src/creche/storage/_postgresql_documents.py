@@ -95,6 +95,16 @@ def _by_id(lease: Lease) -> tuple[int, int]:
     return lease.job_id.int, lease.token
 
 
+def by_lease(rows: Iterable[Row]) -> dict[Lease, Any]:
+    """Return what comes after the three columns of a lease, by lease."""
+    return {Lease(job_id=row[0], token=row[1], nonce=row[2]): row[3:] for row in rows}
+
+
+def seconds_until(due: float | None) -> float | None:
+    """Return how long it is until something is due: 0 if it has been for a while, None if there is nothing."""
+    return None if due is None else max(0.0, due)
+
+
 def texts(names: Collection[str] | None) -> list[str] | None:
     """Return an array, or None for "whatever they are"."""
     return None if names is None else sorted(names)
@@ -102,11 +112,11 @@ def texts(names: Collection[str] | None) -> list[str] | None:
 
 def reserved_job(row: Row, nonce: int) -> ReservedJob:
     """Return a row of `reserve.sql`."""
-    _, job_id, token, queue_name, type, payload, priority, attempts, max_attempts, created_at = row
+    _, job_id, token, queue_name, job_type, payload, priority, attempts, max_attempts, created_at = row
     return ReservedJob(
         lease=Lease(job_id=job_id, token=token, nonce=nonce),
         queue_name=queue_name,
-        type=type,
+        type=job_type,
         payload=payload,
         priority=priority,
         attempt=attempts,

@@ -46,7 +46,8 @@ from creche.errors import QueueNotOpen, StorageUnavailable, UsageError
 from creche.storage import _postgresql_documents as documents
 from creche.storage import mask
 from creche.storage._pool import TransientConflict
-from creche.storage._postgresql_calls import Calls, Link, rows, together
+from creche.storage._postgresql_calls import Calls, Link, Row, bare, rows, split_options, together
+from creche.storage._postgresql_dispatch import Dispatched, dispatch
 from creche.storage._postgresql_listener import PostgreSQLListener, channel_name
 from creche.storage._postgresql_notifier import Notifier
 from creche.storage._postgresql_schema import Schema
@@ -55,10 +56,7 @@ from creche.storage._sql import load
 
 _CAPABILITIES: Final = Capabilities(listen=True, shared=True, durable=True)
 
-_OPTIONS: Final = frozenset({"pool_size", "call_timeout", "prepare_threshold"})
-
-# How often an insert goes round again because the row it lost to was gone when it looked.
-_ROUNDS: Final = 10
+_NO_ROWS: Final[Sequence[Row]] = ()
 
 T = TypeVar("T")
 
@@ -91,7 +89,7 @@ class PostgreSQLStorage:
     def __init__(
         self, dsn: str, *, pool_size: int = 5, call_timeout: float = 10.0, prepare_threshold: int | None = None
     ) -> None:
-        dsn, options = _split(dsn)
+        dsn, options = split_options(dsn)
         pool_size = int(options.get("pool_size", pool_size))
         call_timeout = float(options.get("call_timeout", call_timeout))
         prepare_threshold = int(options["prepare_threshold"]) if "prepare_threshold" in options else prepare_threshold
@@ -104,7 +102,7 @@ class PostgreSQLStorage:
         )
         dialect = load("postgresql")
         self._schema = Schema(dialect, self._calls.driver)
-        self._sql = {name: _bare(text) for name, text in dialect.statements.items()}
+        self._sql = {name: bare(text) for name, text in dialect.statements.items()}
         self._listeners: set[PostgreSQLListener] = set()
         self._opened: _Opened | None = None
 
@@ -121,9 +119,10 @@ class PostgreSQLStorage:
     async def __aenter__(self) -> Self:
         if self._opened is not None:
             raise UsageError(f"{self!r} is open already: make another one")
-        with anyio.move_on_after(self._calls.timeout) as patience:
+        channel = None
+        with anyio.move_on_after(self._calls.timeout):
             channel = channel_name(await self._schema.check())
-        if patience.cancelled_caught:
+        if channel is None:
             raise StorageUnavailable(f"{self._name}: PostgreSQL gave no answer in {self._calls.timeout:g} s")
         self._calls.open()
         notifier = Notifier(self._calls, self._sql["notify"], channel)
@@ -162,63 +161,10 @@ class PostgreSQLStorage:
 
     async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
         """See `Storage.insert`."""
-        woken: set[str] = set()
-
-        async def work(connection: Link) -> Sequence[Insertion]:
-            answers: dict[UUID, Insertion] = {}
-            left = await self._insert(connection, documents.in_lock_order(jobs), answers, woken, now)
-            for _ in range(_ROUNDS):
-                if not left:
-                    return [answers[job.id] for job in jobs]
-                # The rows they lost to are gone, or are results that have grown stale.
-                left = await self._insert(connection, left, answers, woken, now, expire=True)
-            raise TransientConflict("the rows that stood in the place of new jobs went each time they were looked for")
-
-        answers = await self._run(jobs, work, [])
-        self._wake(woken)
-        return answers
-
-    async def _insert(
-        self,
-        connection: Link,
-        jobs: Sequence[NewJob],
-        answers: dict[UUID, Insertion],
-        woken: set[str],
-        now: datetime | None,
-        *,
-        expire: bool = False,
-    ) -> Sequence[NewJob]:
-        """Write jobs, or find what stands in their place; return those of which neither was possible."""
-        parameters = {"jobs": documents.jobs_document(jobs), "now": now, "horizon": WAKE_HORIZON}
-        insert = (self._sql["insert"], parameters)
-        if expire:
-            *_, written = await together(connection, [(self._sql["expire_results"], parameters), insert])
-        else:
-            written = await rows(connection, *insert)
-        new = {job_id: (Status(status), soon) for job_id, status, soon in written}
-        for job in jobs:
-            if job.id in new:
-                status, soon = new[job.id]
-                answers[job.id] = Insertion(job_id=job.id, status=status, inserted=True, fingerprint=job.fingerprint)
-                if soon:
-                    woken.add(job.queue_name)
-        lost = [job for job in jobs if job.id not in new]
-        if not lost:
-            return lost
-        parameters = {"jobs": documents.jobs_document(lost), "now": now}
-        for asked, job_id, status, fingerprint, result in await rows(
-            connection, self._sql["find_standing"], parameters
-        ):
-            answers[asked] = Insertion(
-                job_id=job_id,
-                status=Status(status),
-                inserted=asked == job_id,
-                fingerprint=fingerprint,
-                result=result,
-            )
-        # Those sent before are woken for again: the answer that was lost may have been this process's last word.
-        woken.update(job.queue_name for job in lost if job.id in answers and answers[job.id].inserted)
-        return [job for job in lost if job.id not in answers]
+        nothing = Dispatched((), frozenset())
+        dispatched = await self._run(jobs, partial(dispatch, sql=self._sql, jobs=jobs, now=now), nothing)
+        self._wake(dispatched.woken)
+        return dispatched.answers
 
     # --- leases -------------------------------------------------------------------------------------
 
@@ -246,20 +192,19 @@ class PostgreSQLStorage:
         answer = await self._calls.run(partial(rows, statement=self._sql["reserve"], parameters=parameters))
         return Reservation(
             jobs=[documents.reserved_job(row, nonce) for row in answer if row[1] is not None],
-            next_due_in=answer[0][0],
+            next_due_in=documents.seconds_until(answer[0][0]),
         )
 
     async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
         """See `Storage.extend`."""
         given = frozenset(leases)
         parameters = {"leases": documents.leases_document(given), "seconds": seconds, "now": now}
-        answer = await self._run(given, partial(rows, statement=self._sql["extend"], parameters=parameters), [])
-        asked = dict(answer)
-        held = frozenset(lease for lease in given if lease.job_id in asked)
+        answer = await self._rows(given, "extend", parameters)
+        held = documents.by_lease(answer)
         return Extension(
-            held=held,
-            lost=given - held,
-            cancel_requested=frozenset(lease for lease in held if asked[lease.job_id]),
+            held=frozenset(held),
+            lost=given - held.keys(),
+            cancel_requested=frozenset(lease for lease, (asked,) in held.items() if asked),
         )
 
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
@@ -274,14 +219,12 @@ class PostgreSQLStorage:
         woken: set[str] = set()
 
         async def work(connection: Link) -> Settled:
-            answer = dict(await rows(connection, self._sql["settle"], parameters))
-            woken.update(queue for queue in answer.values() if queue is not None)
-            accepted = frozenset(lease for lease in given if lease.job_id in answer)
-            if lost := given - accepted:
+            settled = documents.by_lease(await rows(connection, self._sql["settle"], parameters))
+            woken.update(queue for (queue,) in settled.values() if queue is not None)
+            if lost := given - settled.keys():
                 leases = {"leases": documents.leases_document(lost)}
-                before = {job_id for (job_id,) in await rows(connection, self._sql["settled_before"], leases)}
-                accepted |= {lease for lease in lost if lease.job_id in before}
-            return Settled(accepted=accepted, lost=given - accepted)
+                settled |= documents.by_lease(await rows(connection, self._sql["settled_before"], leases))
+            return Settled(accepted=frozenset(settled), lost=given - settled.keys())
 
         settled = await self._run(settlements, work, Settled(accepted=frozenset(), lost=frozenset()))
         self._wake(woken)
@@ -304,28 +247,34 @@ class PostgreSQLStorage:
         answer = await self._calls.run(partial(together, statements=statements))
         ((recovered, again),), ((buried,),), ((promoted, due),), ((pruned,),), _, ((next_due_in,),) = answer
         self._wake({*(again or ()), *(due or ())})
-        return Upkeep(recovered=recovered, buried=buried, promoted=promoted, pruned=pruned, next_due_in=next_due_in)
+        return Upkeep(
+            recovered=recovered,
+            buried=buried,
+            promoted=promoted,
+            pruned=pruned,
+            next_due_in=documents.seconds_until(next_due_in),
+        )
 
     # --- people -------------------------------------------------------------------------------------
 
     async def cancel(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
         """See `Storage.cancel`."""
         parameters = {"ids": list(job_ids), "now": now}
-        answer = await self._run(job_ids, partial(rows, statement=self._sql["cancel"], parameters=parameters), [])
+        answer = await self._rows(job_ids, "cancel", parameters)
         return {job_id: Status(status) for job_id, status in answer}
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
         """See `Storage.retry`."""
         parameters = {"ids": list(job_ids), "now": now}
 
-        async def work(connection: Link) -> Sequence[tuple[Any, ...]]:
+        async def work(connection: Link) -> Sequence[Row]:
             try:
                 statements = [(self._sql[name], parameters) for name in ("expire_rivals", "retry")]
                 return (await together(connection, statements))[-1]
             except UniqueViolation as error:
                 raise TransientConflict("a dispatch took a fingerprint just then") from error
 
-        answer = await self._run(job_ids, work, [])
+        answer = await self._run(job_ids, work, _NO_ROWS)
         self._wake({queue for _, _, queue in answer if queue is not None})
         return {job_id: Status(status) for job_id, status, _ in answer}
 
@@ -394,6 +343,12 @@ class PostgreSQLStorage:
         await checkpoint()
         return nothing
 
+    async def _rows(self, batch: Collection[object], name: str, parameters: dict[str, Any]) -> Sequence[Row]:
+        async def work(connection: Link) -> Sequence[Row]:
+            return await rows(connection, self._sql[name], parameters)
+
+        return await self._run(batch, work, _NO_ROWS)
+
     async def _named(self, statement: str, parameters: dict[str, Any]) -> Sequence[Mapping[str, Any]]:
         async def work(connection: Link) -> Sequence[Mapping[str, Any]]:
             async with connection.cursor(row_factory=dict_row) as cursor:
@@ -401,19 +356,3 @@ class PostgreSQLStorage:
                 return [documents.plain(row) for row in await cursor.fetchall()]
 
         return await self._calls.run(work)
-
-
-def _bare(text: str) -> bytes:
-    """Return a statement without its comments, which are for people, not for the wire."""
-    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--")).encode()
-
-
-def _split(dsn: str) -> tuple[str, dict[str, str]]:
-    """Return a DSN without the options that are ours, and those."""
-    address, _, query = dsn.partition("?")
-    if "://" not in address or not query:
-        return dsn, {}
-    pairs = [pair.partition("=") for pair in query.split("&")]
-    ours = {name: value for name, _, value in pairs if name in _OPTIONS}
-    rest = "&".join(f"{name}={value}" for name, _, value in pairs if name not in _OPTIONS)
-    return f"{address}?{rest}" if rest else address, ours
