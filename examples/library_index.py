@@ -38,6 +38,7 @@ from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 from rich.text import Text
@@ -110,7 +111,7 @@ def measure(path: str) -> SourceIndex:
     except SyntaxError as error:
         # A file that does not parse will not parse at the second attempt either. That is a fact about the file, not a
         # failure of the job: it is a result like any other, is cached like any other, and nothing is retried.
-        reason = f"line {error.lineno}: {error.msg}"
+        reason = f"line {error.lineno}: {error.msg}" if error.lineno else error.msg
     except ValueError as error:  # NUL bytes, before Python 3.12
         reason = str(error)
     return SourceIndex(
@@ -506,12 +507,12 @@ def unparsed_reasons(indexes: Iterable[SourceIndex]) -> dict[str, str]:
 
 
 def show_reasons(console: Console, title: str, root: Path, reasons: dict[str, str]) -> None:
-    """Print files with a reason each, below one another: reasons are sentences, and a line has 80 columns."""
+    """Print files with a reason each, below it: a reason is a sentence, and a line has 80 columns."""
     console.print()
     console.print(Text(title, "bold"))
     for path, reason in reasons.items():
         console.print(Text(f"  {short(path, root)}"), overflow="ellipsis", no_wrap=True)
-        console.print(Text(f"    {reason}", "dim"), overflow="ellipsis", no_wrap=True)
+        console.print(Padding(Text(reason, "dim"), (0, 0, 0, 4)))
 
 
 def show_totals(console: Console, queue: Totals, loop: Totals | None) -> None:
@@ -586,7 +587,10 @@ def run_parent(queue: Queue, settings: Settings, sources: Sequence[str]) -> int:
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     screen = Screen(console)
     screen.say(f"{len(sources):,} Python files below {settings.root}", "bold")
-    screen.say(f"{mask(settings.dsn)}, {settings.backend}, {settings.workers or 'no'} worker processes")
+    processes = {0: "no worker process", 1: "1 worker process"}.get(
+        settings.workers, f"{settings.workers} worker processes"
+    )
+    screen.say(f"{mask(settings.dsn)}, {settings.backend}, {processes}")
     run, code = Run(), 0
     try:
         run = anyio.run(index, queue, settings, sources, screen, backend=settings.backend)
@@ -611,9 +615,9 @@ def run_parent(queue: Queue, settings: Settings, sources: Sequence[str]) -> int:
     show_totals(console, totals, loop)
     show_run(console, run)
     if run.failures or run.settled_twice or loop not in {None, totals}:
-        screen.say("DISAGREE", "bold red")
+        screen.say("DISAGREE: see above", "bold red")
         return 1
-    screen.say("agree" if loop else "not checked", "bold green")
+    screen.say("agree: the queue and the plain loop counted the same" if loop else "not checked", "bold green")
     return 0
 
 
