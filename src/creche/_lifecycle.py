@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import field, frozen
 
 from creche._backoff import ExponentialBackoff
-from creche._job import Event, Failure, Lease, Settlement, Status
+from creche._job import DELAY_LIMIT, Event, Failure, Lease, Settlement, Status, check_seconds
 
 if TYPE_CHECKING:
     from creche.abc import Backoff
@@ -155,11 +155,12 @@ def decide(case: Case, outcome: Outcome) -> Settlement:
             wait = _delay(case.backoff, case.attempt) if delay is None else delay
             if wait is None:
                 return Settlement(lease=lease, event=Event.FAIL, error=error)
-            return Settlement(lease=lease, event=Event.RETRY, error=error, delay=wait)
+            return Settlement(lease=lease, event=Event.RETRY, error=error, delay=min(wait, DELAY_LIMIT))
         case Discarded(error=error):
             return Settlement(lease=lease, event=Event.DISCARD, error=error)
         case Snoozed(delay=delay, until=until):
-            return Settlement(lease=lease, event=Event.SNOOZE, delay=delay or 0.0, available_at=until)
+            delay = min(delay or 0.0, DELAY_LIMIT)
+            return Settlement(lease=lease, event=Event.SNOOZE, delay=delay, available_at=until)
         case Released():
             return Settlement(lease=lease, event=Event.RELEASE)
         case Aborted():
@@ -169,8 +170,7 @@ def decide(case: Case, outcome: Outcome) -> Settlement:
 def _delay(backoff: Backoff, attempt: int) -> float | None:
     try:
         delay = backoff.delay(attempt)
-        if delay is None or 0 <= delay < float("inf"):
-            return delay
+        return None if delay is None else check_seconds("delay", delay)
     except Exception:  # noqa: BLE001, S110 - whatever a strategy raises, the attempt still needs a delay
         pass
     return ExponentialBackoff().delay(attempt)

@@ -5,9 +5,12 @@ here does anything.
 
 Rules that hold for every operation of a `Storage`:
 
-- **Sequences in, sequences out.** One is a batch of one; an empty batch does nothing and costs no round trip.
+- **Sequences in, sequences out.** One is a batch of one; an empty batch does nothing and costs no round trip. Of
+  equal keys or fingerprints within one batch the first inserts.
 - **Time is the database's.** Due times, leases and expiries are decided by the database's clock, in the statement
-  itself. `now`, an aware datetime, takes its place in tests; in production it is None.
+  itself. `now`, an aware datetime, takes its place in tests; in production it is None. Limits belong to what comes
+  after: at exactly `available_at` a job is due, at exactly `locked_until` a lease has run out, at exactly
+  `result_expires_at` a result is stale.
 - **Atomic.** An operation takes effect whole or not at all, and what it answered is durable.
 - **Fenced.** A write about a running job compares the whole lease (id, token, nonce) with the row's and changes
   nothing if they differ.
@@ -152,7 +155,8 @@ class Storage(Protocol):
 
         Of any number of callers at once with the same key or fingerprint, exactly one inserts, and the others
         get its row, also when several stand in one batch. A fingerprint is held from the insert until the job is
-        failed, cancelled, or completed and `result_ttl` seconds have passed (at once without a `result_ttl`).
+        failed, cancelled, or completed and `result_ttl` seconds have passed (at once without a `result_ttl`). It
+        reaches across queues. A dispatch that joins leaves its own key unused.
 
         Listeners of a queue are woken, after the commit, when one of its jobs is ready or will be within half
         a minute.
@@ -226,7 +230,8 @@ class Storage(Protocol):
 
     async def cancel(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
         """Cancel jobs; return the status of each that exists: `cancelled` if it was waiting, `processing` if
-        its holder has been asked (it learns it from `extend`), else the status in which it had ended before.
+        its holder has been asked (it learns it from `extend`), else the status in which it had ended before. If the
+        holder succeeds or fails all the same, that end stands.
         """
         ...
 
@@ -264,8 +269,8 @@ class Storage(Protocol):
     def listen(self, queues: Collection[str]) -> AbstractAsyncContextManager[Listener]:
         """Listen for work in these queues until the block is left.
 
-        Inserts from any process wake it, and jobs that are released, or that `maintain` or `retry` make ready.
-        A settled job wakes nobody: whoever settled it knows when it is due again.
+        Inserts from any process wake it, and jobs that `settle` gives back or puts off for less than half a minute,
+        or that `maintain` or `retry` make ready. A job that is over wakes nobody.
 
         Raises:
             StorageUnavailable: no connection could be had; try again later.

@@ -119,7 +119,7 @@ class MemoryStorage:
     async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
         """See `Storage.insert`."""
         await anyio.lowlevel.checkpoint()
-        moment = now or self._now()
+        moment = self._moment(now)
         answers: list[Insertion] = []
         woken: set[str] = set()
         for job in jobs:
@@ -142,27 +142,25 @@ class MemoryStorage:
         return answers
 
     def _standing(self, job: NewJob, moment: datetime) -> _Row | None:
-        """Return the row that stands in the place of `job`, after letting go of a cached result that is stale."""
+        """Return the row that stands in the place of `job`."""
         if job.id in self._rows:
             return self._rows[job.id]
         if job.idempotency_key is not None:
             for row in self._rows.values():
                 if (row.record.queue_name, row.record.idempotency_key) == (job.queue_name, job.idempotency_key):
                     return row
-        flying = self._flying(job.fingerprint)
-        if flying is None:
-            return None
-        expiry = flying.record.result_expires_at
-        if expiry is not None and expiry <= moment:
-            flying.single_flight = False
-            return None
-        return flying
+        return self._flying(job.fingerprint, moment)
 
-    def _flying(self, fingerprint: bytes | None) -> _Row | None:
+    def _flying(self, fingerprint: bytes | None, moment: datetime) -> _Row | None:
+        """Return the job that holds a fingerprint, after taking it from a cached result that is stale."""
         if fingerprint is None:
             return None
-        rows = (row for row in self._rows.values() if row.single_flight and row.record.fingerprint == fingerprint)
-        return next(rows, None)
+        for row in self._rows.values():
+            if row.single_flight and row.record.fingerprint == fingerprint:
+                expiry = row.record.result_expires_at
+                row.single_flight = expiry is None or expiry > moment
+                return row if row.single_flight else None
+        return None
 
     # --- leases -------------------------------------------------------------------------------------
 
@@ -179,7 +177,7 @@ class MemoryStorage:
     ) -> Reservation:
         """See `Storage.reserve`."""
         await anyio.lowlevel.checkpoint()
-        moment = now or self._now()
+        moment = self._moment(now)
         rank = {queue: place for place, queue in reversed(list(enumerate(queues)))}
         ready = (
             row
@@ -209,7 +207,7 @@ class MemoryStorage:
     async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
         """See `Storage.extend`."""
         await anyio.lowlevel.checkpoint()
-        moment = now or self._now()
+        moment = self._moment(now)
         held = {lease: row for lease in leases if (row := self._held(lease))}
         for row in held.values():
             until = moment + timedelta(seconds=seconds)
@@ -227,7 +225,7 @@ class MemoryStorage:
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
         """See `Storage.settle`."""
         await anyio.lowlevel.checkpoint()
-        moment = now or self._now()
+        moment = self._moment(now)
         accepted: set[Lease] = set()
         woken: set[str] = set()
         for settlement in settlements:
@@ -237,8 +235,8 @@ class MemoryStorage:
                 continue
             accepted.add(lease)  # also when it was settled before: the token is still the holder's own
             if row.record.status is Status.PROCESSING:
-                status = self._end_attempt(row, settlement, moment)
-                if settlement.event is Event.RELEASE and status is Status.PENDING:
+                self._end_attempt(row, settlement, moment)
+                if row.record.status.active and _due_in(row, moment) < WAKE_HORIZON:
                     woken.add(row.record.queue_name)
         self._wake(woken)
         return Settled(
@@ -246,7 +244,7 @@ class MemoryStorage:
             lost=frozenset(settlement.lease for settlement in settlements) - accepted,
         )
 
-    def _end_attempt(self, row: _Row, settlement: Settlement, moment: datetime) -> Status:
+    def _end_attempt(self, row: _Row, settlement: Settlement, moment: datetime) -> None:
         event = settlement.event
         due = None
         if event in {Event.RETRY, Event.SNOOZE}:
@@ -257,14 +255,14 @@ class MemoryStorage:
             row.change(attempts=row.record.attempts - 1)
         if event is Event.SUCCEED:
             row.change(result=settlement.result)
-        return self._move(row, event, moment, due=due)
+        self._move(row, event, moment, due=due)
 
     # --- upkeep -------------------------------------------------------------------------------------
 
     async def maintain(self, limit: int, *, retention: Retention, now: datetime | None = None) -> Upkeep:
         """See `Storage.maintain`."""
         await anyio.lowlevel.checkpoint()
-        moment = now or self._now()
+        moment = self._moment(now)
         recovered, buried, woken = self._recover(limit, moment)
         due = [
             row
@@ -330,7 +328,7 @@ class MemoryStorage:
     async def cancel(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
         """See `Storage.cancel`."""
         await anyio.lowlevel.checkpoint()
-        moment = now or self._now()
+        moment = self._moment(now)
         rows = self._of(job_ids)
         for row in rows:
             if row.record.status is Status.PROCESSING:
@@ -343,12 +341,12 @@ class MemoryStorage:
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
         """See `Storage.retry`."""
         await anyio.lowlevel.checkpoint()
-        moment = now or self._now()
+        moment = self._moment(now)
         rows = self._of(job_ids)
         woken: set[str] = set()
         for row in rows:
             record = row.record
-            rival = self._flying(record.fingerprint)
+            rival = self._flying(record.fingerprint, moment)
             if (record.status, Event.REVIVE) not in TRANSITIONS or (rival is not None and rival is not row):
                 continue
             row.seize()
@@ -393,7 +391,7 @@ class MemoryStorage:
     async def stats(self, *, now: datetime | None = None) -> Sequence[QueueStats]:
         """See `Storage.stats`."""
         await anyio.lowlevel.checkpoint()
-        moment = now or self._now()
+        moment = self._moment(now)
         counts: dict[str, Counter[Status]] = {}
         oldest: dict[str, datetime] = {}
         for record in (row.record for row in self._rows.values()):
@@ -427,6 +425,9 @@ class MemoryStorage:
             listener.ring(woken)
 
     # --- rows ---------------------------------------------------------------------------------------
+
+    def _moment(self, now: datetime | None) -> datetime:
+        return self._now() if now is None else now.astimezone(UTC)
 
     def _now(self) -> datetime:
         return self._epoch + timedelta(seconds=anyio.current_time() - self._origin)
