@@ -25,6 +25,7 @@ from creche.cli import cli
 PATIENCE = 30.0  # seconds: a shared machine may be slow; nothing here waits for so long by itself
 
 APP = """
+    import asyncio
     import time
 
     import anyio
@@ -56,6 +57,12 @@ APP = """
     @queue.task("stuck")
     def stuck() -> None:
         time.sleep(600)
+
+    @queue.task("lingering")
+    async def lingering() -> None:
+        if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
+            await asyncio.to_thread(time.sleep, 600)
+        await anyio.sleep(600)
 
     @queue.task("boom", max_attempts=1)
     async def boom() -> None:
@@ -185,7 +192,7 @@ def test_a_dispatched_job_runs_and_its_result_is_printed_as_json(anyio_backend: 
     assert "Traceback" not in stopped.err
 
 
-@pytest.mark.parametrize("type", ["slow", "stuck"])
+@pytest.mark.parametrize("type", ["slow", "stuck", "lingering"])
 def test_a_signal_ends_a_worker_within_its_grace_and_its_job_is_given_back(anyio_backend: str, type: str) -> None:
     job_id = dispatched(type)
     with started("worker", "cliapp:queue", "--backend", anyio_backend, "--grace", "0.2") as worker:

@@ -6,10 +6,10 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
-from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import click
@@ -19,6 +19,9 @@ from creche.cli._problems import ExitCode, Misuse
 from creche.cli._targets import APP, load
 
 _log = logging.getLogger("creche")
+
+_AFTERGLOW: Final = 1.0  # seconds between the worker's end and the process's, for threads that are on their way out
+_HANDLER_THREADS: Final = ("AnyIO worker thread", "asyncio_")  # trio's are daemons
 
 
 @click.command(epilog="Exit codes: 0 it was stopped, 1 configuration or database, 2 usage.")
@@ -76,22 +79,24 @@ def worker(
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     if not found.queue.storage.capabilities.shared:
         _log.warning("nobody else can dispatch to %r: it lives in this process alone", found.queue.storage)
-    anyio.run(partial(found.run, signals=True), backend=backend)
-    _leave_threads_behind()
+    anyio.run(_run, found, backend=backend)
+
+
+async def _run(found: Worker) -> None:
+    await found.run(signals=True)
+    threading.Thread(target=_leave_threads_behind, name="creche exit", daemon=True).start()
 
 
 def _leave_threads_behind() -> None:
-    """End the process although a synchronous job still runs: its lease is given back, and no thread can be ended.
+    """End the process although a handler's thread still runs: its job is given back, and no thread can be ended.
 
-    Python would wait for it, for as long as it takes.
+    Python would wait for it, for as long as it takes: asyncio when its loop closes, the interpreter when it exits.
     """
-    threads = [each for each in threading.enumerate() if each is not threading.main_thread() and not each.daemon]
-    busy = [each for each in threads if each.name.startswith("AnyIO worker thread")]
-    for each in busy:
-        each.join(0.2)  # an idle one is on its way out
-    running = sum(each.is_alive() for each in busy)
+    time.sleep(_AFTERGLOW)
+    names = [thread.name for thread in threading.enumerate() if not thread.daemon]
+    running = sum(name.startswith(_HANDLER_THREADS) for name in names)
     if running:
-        _log.warning("synchronous jobs that did not end in time, and end with this process: %d", running)
+        _log.warning("threads of handlers that did not end in time, and end with this process: %d", running)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
