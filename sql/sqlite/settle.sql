@@ -1,7 +1,8 @@
 -- End attempts. Fenced by the whole lease: no row, no effect. What follows an event is creche._lifecycle's to say and comes
 -- in as status, goes_on, gives_back; what only the row knows is decided here: whether its cancellation was asked for
 -- meanwhile (a job that would go on ends), and whether it is due already (then nothing would promote it in time).
-WITH settlement AS (
+-- MATERIALIZED: or each mention of a value would take it out of the JSON again.
+WITH settlement AS MATERIALIZED (
     SELECT
         json_extract(value, '$.id') AS id,
         json_extract(value, '$.token') AS token,

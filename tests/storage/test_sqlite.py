@@ -29,6 +29,7 @@ from creche._job import Event, JobFilter, Lease, NewJob, Retention, Settlement, 
 from creche.abc import Storage
 from creche.errors import ConfigurationError, OptionInvalid, StatementRejected, StorageUnavailable, UsageError
 from creche.storage import _sqlite3 as driver
+from creche.storage import _sqlite_schema as schema
 from creche.storage.sqlite import SQLiteStorage
 from creche.testing import StorageConformance
 
@@ -152,6 +153,33 @@ async def test_a_storage_that_is_not_open_says_so(path: Path) -> None:
         assert len(await storage.list(JobFilter(), 10)) == 1
 
 
+async def test_closing_lets_a_write_finish_and_turns_away_what_still_waits(path: Path) -> None:
+    storage = SQLiteStorage(path)
+    begun, go_on = threading.Event(), threading.Event()
+    refused: list[str] = []
+
+    def work(connection: sqlite3.Connection) -> None:
+        begun.set()
+        go_on.wait(SOON)
+        connection.execute("INSERT INTO creche_migrations VALUES (9999, 'test', 0)")
+
+    async def insert() -> None:
+        try:
+            await storage.insert([job()])
+        except UsageError as error:
+            refused.append(str(error))
+
+    async with anyio.create_task_group() as tasks, storage:
+        tasks.start_soon(storage._database.write, work)
+        await anyio.to_thread.run_sync(begun.wait, SOON)
+        tasks.start_soon(insert)
+        await anyio.wait_all_tasks_blocked()
+        go_on.set()
+    assert refused in ([], ["the storage was closed before this call had its turn"])
+    async with storage:
+        assert (await storage._database.read(schema.version)) == 9_999
+
+
 async def test_closing_leaves_one_file_and_nothing_to_collect(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         await storage.insert([job()])
@@ -194,6 +222,8 @@ async def test_a_file_that_may_not_be_written_is_unavailable(storage: SQLiteStor
 async def test_a_statement_that_can_never_work_is_rejected(storage: SQLiteStorage) -> None:
     with pytest.raises(StatementRejected, match="json_valid"):
         await storage.insert([job(payload=b"no JSON")])
+    with pytest.raises(StatementRejected, match="can't decode"):
+        await storage.insert([job(payload=b'"\xff"')])
     with pytest.raises(StatementRejected, match="surrogates not allowed"):
         await storage.reserve(["default"], 1, lease=1, worker="\ud800", nonce=1)
     assert await works(storage)

@@ -59,7 +59,7 @@ def translated(path: Path) -> Generator[None]:
     """Let none of the driver's exceptions out. What Python raises about a parameter is the statement's fault."""
     try:
         yield
-    except (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeEncodeError) as error:
+    except (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeError) as error:
         code = _code(error)
         if code in _UNAVAILABLE:
             name = getattr(error, "sqlite_errorname", "")
@@ -218,7 +218,7 @@ class Database:
         if opened is None or opened.inherited:
             return
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(opened.close)
+            await anyio.to_thread.run_sync(opened.close, limiter=opened.writing)
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do `work` in one transaction and return what it returns, once that is on disk.
@@ -231,6 +231,7 @@ class Database:
         opened = self._opened()
 
         def hop() -> tuple[T, int]:
+            self._check(opened)
             with translated(self.path), transaction(opened.writer, self._busy_timeout):
                 return work(opened.writer), _data_version(opened.writer)
 
@@ -245,6 +246,7 @@ class Database:
 
         def hop() -> T:
             with opened.reading_thread, translated(self.path):
+                self._check(opened)
                 while True:
                     try:
                         return patiently(lambda: work(opened.reader), self._busy_timeout)
@@ -270,6 +272,7 @@ class Database:
             return
 
         def hop() -> int:
+            self._check(opened)
             with translated(self.path):
                 return patiently(lambda: _data_version(opened.writer), self._busy_timeout)
 
@@ -279,6 +282,11 @@ class Database:
         if version != opened.version:
             opened.version = version
             self._foreign_change()
+
+    def _check(self, opened: _Open) -> None:
+        # Again, in the thread: it may have been closed while this call waited for its turn.
+        if self._open is not opened:
+            raise UsageError("the storage was closed before this call had its turn")
 
     def _opened(self) -> _Open:
         if self._open is None:
