@@ -5,9 +5,12 @@ UPDATE creche_jobs
  WHERE id = ANY (ARRAY (
            SELECT j.id
              FROM creche_jobs AS j
-             JOIN json_to_recordset(%(jobs)s::json) AS n (fingerprint bytea) ON j.fingerprint = n.fingerprint
-            WHERE j.single_flight
+            WHERE j.fingerprint = ANY (ARRAY (
+                      SELECT n.fingerprint
+                        FROM json_to_recordset(%(jobs)s::json) AS n (fingerprint bytea)
+                  ))
+              AND j.single_flight
               AND j.result_expires_at <= coalesce(%(now)s::timestamptz, now())
             ORDER BY j.id
-              FOR NO KEY UPDATE OF j
+              FOR NO KEY UPDATE
        ))

@@ -4,11 +4,14 @@ UPDATE creche_jobs
    SET single_flight = false
  WHERE id = ANY (ARRAY (
            SELECT rival.id
-             FROM creche_jobs AS j
-             JOIN creche_jobs AS rival ON rival.fingerprint = j.fingerprint
-            WHERE j.id = ANY (%(ids)s::uuid[])
+             FROM creche_jobs AS rival
+            WHERE rival.fingerprint = ANY (ARRAY (
+                      SELECT j.fingerprint
+                        FROM creche_jobs AS j
+                       WHERE j.id = ANY (%(ids)s::uuid[])
+                  ))
               AND rival.single_flight
               AND rival.result_expires_at <= coalesce(%(now)s::timestamptz, now())
             ORDER BY rival.id
-              FOR NO KEY UPDATE OF rival
+              FOR NO KEY UPDATE
        ))

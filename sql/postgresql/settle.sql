@@ -1,7 +1,17 @@
 -- End attempts: results, retries, releases and dead letters of a whole batch in one statement, fenced by the whole
 -- lease. What follows from which event is decided in creche._lifecycle; only what the row itself knows is decided
 -- here: whether a cancellation was asked for, and by the database's clock whether the job is due already.
-WITH settled AS (
+-- ANY (ARRAY ...): see extend.sql.
+WITH ended AS MATERIALIZED (
+    SELECT n.*, clock.now,
+           CASE WHEN n.due THEN coalesce(n.available_at, clock.now + make_interval(secs => n.delay)) END AS due_at
+      FROM json_to_recordset(%(settlements)s::json) AS n (
+               id uuid, token bigint, nonce bigint, status text, goes_on boolean, gives_back boolean,
+               due boolean, delay double precision, available_at timestamptz,
+               result text, error text, last_error text
+           )
+     CROSS JOIN (SELECT coalesce(%(now)s::timestamptz, now()) AS now) AS clock
+), settled AS (
     UPDATE creche_jobs AS j
        SET status = CASE
                WHEN NOT s.goes_on THEN s.status
@@ -32,19 +42,9 @@ WITH settled AS (
            last_error = coalesce(s.last_error, j.last_error),
            updated_at = s.now,
            completed_at = CASE WHEN NOT s.goes_on OR j.cancel_requested THEN s.now END
-      FROM (
-               SELECT n.*, clock.now,
-                      CASE WHEN n.due
-                          THEN coalesce(n.available_at, clock.now + make_interval(secs => n.delay))
-                      END AS due_at
-                 FROM json_to_recordset(%(settlements)s::json) AS n (
-                          id uuid, token bigint, nonce bigint, status text, goes_on boolean, gives_back boolean,
-                          due boolean, delay double precision, available_at timestamptz,
-                          result text, error text, last_error text
-                      )
-                CROSS JOIN (SELECT coalesce(%(now)s::timestamptz, now()) AS now) AS clock
-           ) AS s
-     WHERE j.id = s.id
+      FROM ended AS s
+     WHERE j.id = ANY (ARRAY (SELECT ended.id FROM ended))
+       AND j.id = s.id
        AND j.token = s.token
        AND j.nonce = s.nonce
        AND j.status = 'processing'

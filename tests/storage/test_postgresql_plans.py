@@ -1,0 +1,275 @@
+"""What PostgreSQL does for each hot statement with 600,000 rows behind it: its indexes, no table scan, no table sort."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Final, LiteralString
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from creche._ids import new_job_id, new_nonce
+from creche._job import ERRORS_KEPT, WAKE_HORIZON, Event, Failure, Lease, NewJob, Settlement
+from creche.storage._postgresql_calls import bare
+from creche.storage._postgresql_documents import jobs_document, leases_document, settlements_document
+from creche.storage._sql import load
+from creche.testing.servers import ForeignServer, PostgreSQLServer
+
+SQL: Final = {name: bare(text) for name, text in load("postgresql").statements.items()}
+NOW: Final = datetime.now(UTC)
+ROWS: Final = 200_000
+
+FILL: Final = b"""
+INSERT INTO creche_jobs (id, queue_name, type, payload, status, priority, attempts, max_attempts, available_at,
+                         locked_until, token, idempotency_key, fingerprint, single_flight, result_expires_at,
+                         created_at, updated_at, completed_at)
+SELECT gen_random_uuid(), 'q' || n %% 4, 't' || n %% 3, '{}', %(status)s, n %% 5, 1, 3,
+       now() + %(due)s * make_interval(secs => n), CASE WHEN %(status)s = 'processing' THEN now() END, 1,
+       CASE WHEN n %% 10 = 0 THEN %(status)s || n END,
+       CASE WHEN n %% 10 = 1 THEN sha256((%(status)s || n)::bytea) END, n %% 10 = 1,
+       CASE WHEN n %% 10 = 1 AND %(status)s = 'completed' THEN now() + make_interval(days => 30) END,
+       now(), now(), CASE WHEN %(status)s = 'completed' THEN now() - make_interval(secs => n) END
+  FROM generate_series(1, %(rows)s::integer) AS n
+"""
+
+
+@pytest.fixture(scope="session")
+def crowded(postgresql_server: PostgreSQLServer | ForeignServer) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    """A database with 200,000 jobs each that are pending, scheduled and completed, and 1,000 that run."""
+    name = f"creche_{secrets.token_hex(4)}"
+    with psycopg.connect(postgresql_server.create_database(name), autocommit=True) as connection:
+        for migration in load("postgresql").migrations:
+            connection.execute(migration.sql.encode())
+        for status, due in {"pending": -1, "scheduled": 1, "completed": -1}.items():
+            connection.execute(FILL, {"status": status, "due": due, "rows": ROWS})
+        connection.execute(FILL, {"status": "processing", "due": -1, "rows": 1_000})
+        connection.execute(
+            "INSERT INTO creche_dead_letters SELECT gen_random_uuid(), 'q', 't', '{}', 0, 3, 3, now(),"
+            " now() - make_interval(secs => n), '[]' FROM generate_series(1, 20000) AS n"
+        )
+        connection.execute("VACUUM ANALYZE")
+        yield connection
+    postgresql_server.drop_database(name)
+
+
+# --- the statements, with parameters as the storage sends them --------------------------------------
+
+JOBS: Final = [
+    NewJob(id=new_job_id(), type="t", payload=b"{}", fingerprint=secrets.token_bytes(32), idempotency_key=f"k{n}")
+    for n in range(20)
+]
+LEASES: Final = [Lease(job_id=uuid4(), token=1, nonce=new_nonce()) for _ in range(100)]
+SETTLEMENTS: Final = [
+    Settlement(lease=lease, event=Event.FAIL, error=Failure(type="E", message="m"))
+    if n % 2
+    else Settlement(lease=lease, event=Event.SUCCEED, result=b"{}")
+    for n, lease in enumerate(LEASES)
+]
+RESERVE: Final[dict[str, Any]] = {"limit": 10, "lease": 30.0, "worker": "w", "nonce": 1, "types": None}
+UPKEEP: Final[dict[str, Any]] = {
+    "limit": 100,
+    "kept": ERRORS_KEPT,
+    "completed": 86_400.0,
+    "failed": 86_400.0,
+    "cancelled": 86_400.0,
+}
+IDS: Final = [uuid4() for _ in range(10)]
+
+# Rows of running jobs by their ids: the small index of those that run will do as well as the primary key.
+BY_ID: Final[set[str]] = set()
+
+# The statement, its parameters, and the indexes it can't do without.
+HOT: Final[dict[str, tuple[str, dict[str, Any], set[str]]]] = {
+    "reserve": ("reserve", {**RESERVE, "queues": ["q1"]}, {"creche_jobs_ready", "creche_jobs_due", "creche_jobs_pkey"}),
+    "reserve from three queues": (
+        "reserve",
+        {**RESERVE, "queues": ["q1", "q2", "q3"]},
+        {"creche_jobs_ready", "creche_jobs_due", "creche_jobs_pkey"},
+    ),
+    "reserve a thousand": (
+        "reserve",
+        {**RESERVE, "queues": ["q1"], "limit": 1_000},
+        {"creche_jobs_ready", "creche_jobs_pkey"},
+    ),
+    "reserve some types": (
+        "reserve",
+        {**RESERVE, "queues": ["q1", "q2"], "types": ["t1", "t2"]},
+        {"creche_jobs_ready", "creche_jobs_due"},
+    ),
+    "extend": ("extend", {"leases": leases_document(LEASES), "seconds": 30.0}, BY_ID),
+    "settle": (
+        "settle",
+        {"settlements": settlements_document(SETTLEMENTS), "kept": ERRORS_KEPT, "horizon": WAKE_HORIZON},
+        BY_ID,
+    ),
+    "settled before": ("settled_before", {"leases": leases_document(LEASES)}, BY_ID),
+    "insert": ("insert", {"jobs": jobs_document(JOBS), "horizon": WAKE_HORIZON}, set()),
+    "find standing": (
+        "find_standing",
+        {"jobs": jobs_document(JOBS)},
+        {"creche_jobs_pkey", "creche_jobs_key", "creche_jobs_flight"},
+    ),
+    "expire results": ("expire_results", {"jobs": jobs_document(JOBS)}, {"creche_jobs_flight"}),
+    "recover": ("recover", UPKEEP, {"creche_jobs_held", "creche_jobs_pkey"}),
+    "bury": ("bury", UPKEEP, {"creche_jobs_held", "creche_jobs_pkey"}),
+    "promote": ("promote", UPKEEP, {"creche_jobs_due", "creche_jobs_pkey"}),
+    "next due": ("next_due", {}, {"creche_jobs_due"}),
+    "prune": ("prune", UPKEEP, {"creche_jobs_finished", "creche_jobs_pkey"}),
+    "prune dead letters": ("prune_dead_letters", UPKEEP, {"creche_dead_letters_buried"}),
+    "cancel": ("cancel", {"ids": IDS}, {"creche_jobs_pkey"}),
+    "retry": ("retry", {"ids": IDS}, {"creche_jobs_pkey", "creche_jobs_flight"}),
+    "expire rivals": ("expire_rivals", {"ids": IDS}, {"creche_jobs_pkey", "creche_jobs_flight"}),
+    "find": ("find", {"ids": IDS}, {"creche_jobs_pkey"}),
+    "list": (
+        "list",
+        {"before": UUID(int=1 << 127), "queues": None, "types": None, "statuses": None, "limit": 50},
+        {"creche_jobs_pkey"},
+    ),
+}
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for inner in plan.get("Plans", ()):
+        yield from nodes(inner)
+
+
+def explain(
+    connection: psycopg.Connection[tuple[Any, ...]],
+    name: str,
+    parameters: dict[str, Any],
+    mode: str,
+    options: LiteralString = "",
+) -> list[dict[str, Any]]:
+    """The nodes of a statement's plan: `custom` for these values, or `generic` as for a prepared statement."""
+    order: list[str] = []
+
+    def place(match: re.Match[bytes]) -> bytes:
+        parameter = match[1].decode()
+        if parameter not in order:
+            order.append(parameter)
+        return b"$%d" % (order.index(parameter) + 1)
+
+    text = re.sub(rb"%\((\w+)\)s", place, SQL[name]).replace(b"%%", b"%")
+    values = sql.SQL(", ").join(sql.Literal(parameters[parameter]) for parameter in order)
+    with connection.transaction(force_rollback=True):
+        connection.execute("SELECT set_config('plan_cache_mode', %s, true)", [f"force_{mode}_plan"])
+        connection.execute(b"PREPARE explained AS " + text)
+        try:
+            answer = connection.execute(
+                sql.SQL("EXPLAIN (FORMAT JSON{}) EXECUTE explained ({})").format(sql.SQL(options), values)
+                if order
+                else sql.SQL("EXPLAIN (FORMAT JSON) EXECUTE explained")
+            )
+            ((plan,),) = answer.fetchall()
+        finally:
+            connection.execute("DEALLOCATE explained")
+    return list(nodes(plan[0]["Plan"]))
+
+
+def reached_by_id(plan: list[dict[str, Any]]) -> bool:
+    """Whether the jobs are found by an index on their id, and by none otherwise."""
+    scans = [node for node in plan if node.get("Index Name", "").startswith("creche_jobs")]
+    return bool(scans) and all("(id = ANY" in node.get("Index Cond", "") for node in scans)
+
+
+def tables_scanned(plan: list[dict[str, Any]]) -> list[str]:
+    return [
+        node["Relation Name"]
+        for node in plan
+        if node["Node Type"] == "Seq Scan" and node.get("Relation Name", "").startswith("creche_")
+    ]
+
+
+@pytest.mark.parametrize("now", [None, NOW], ids=["now", "given"])
+@pytest.mark.parametrize("mode", ["custom", "generic"])
+@pytest.mark.parametrize("case", HOT)
+def test_a_hot_statement_goes_by_its_indexes(
+    crowded: psycopg.Connection[tuple[Any, ...]], case: str, mode: str, now: datetime | None
+) -> None:
+    name, parameters, indexes = HOT[case]
+    plan = explain(crowded, name, {**parameters, "now": now}, mode)
+    assert tables_scanned(plan) == []
+    assert indexes <= {node.get("Index Name") for node in plan}
+    assert indexes is not BY_ID or reached_by_id(plan)
+
+
+@pytest.mark.parametrize("mode", ["custom", "generic"])
+@pytest.mark.parametrize("case", [case for case, (_, _, indexes) in HOT.items() if indexes is BY_ID])
+def test_running_jobs_are_reached_by_id_though_nothing_ran_when_the_statistics_were_taken(
+    crowded: psycopg.Connection[tuple[Any, ...]], case: str, mode: str
+) -> None:
+    name, parameters, _ = HOT[case]
+    with crowded.transaction(force_rollback=True):
+        crowded.execute("DELETE FROM creche_jobs WHERE status = 'processing'")
+        crowded.execute("ANALYZE creche_jobs")
+        plan = explain(crowded, name, {**parameters, "now": None}, mode)
+    assert tables_scanned(plan) == []
+    assert reached_by_id(plan)
+
+
+@pytest.mark.parametrize("mode", ["custom", "generic"])
+@pytest.mark.parametrize("case", [case for case in HOT if case.startswith("reserve")])
+def test_reserve_sorts_nothing_but_its_answer(
+    crowded: psycopg.Connection[tuple[Any, ...]], case: str, mode: str
+) -> None:
+    name, parameters, _ = HOT[case]
+    plan = explain(crowded, name, {**parameters, "now": None}, mode)
+    claim = next(node for node in plan if node.get("Subplan Name") == "CTE claimed")
+    assert not [node for node in nodes(claim) if "Sort" in node["Node Type"]]
+
+
+@pytest.mark.parametrize("queues", [["q1"], ["q1", "q2", "q3"], ["nothing here", "q0"]], ids=len)
+def test_reserve_reads_no_more_rows_than_it_takes(
+    crowded: psycopg.Connection[tuple[Any, ...]], queues: list[str]
+) -> None:
+    parameters = {**RESERVE, "queues": queues, "now": None}
+    plan = explain(crowded, "reserve", parameters, "custom", ", ANALYZE")
+    (claim,) = (node for node in plan if node.get("Index Name") == "creche_jobs_ready")
+    assert claim["Actual Rows"] * claim["Actual Loops"] == 10
+    assert not any(node.get("Rows Removed by Filter") for node in plan)
+
+
+def test_prune_passes_over_fresh_results_within_the_index(crowded: psycopg.Connection[tuple[Any, ...]]) -> None:
+    plan = explain(crowded, "prune", {**UPKEEP, "now": None}, "custom", ", ANALYZE")
+    (scan,) = (node for node in plan if node.get("Index Name") == "creche_jobs_finished")
+    assert "result_expires_at" in scan["Index Cond"]
+    assert not scan.get("Rows Removed by Filter")
+
+
+def test_a_renewal_writes_no_index(crowded: psycopg.Connection[tuple[Any, ...]]) -> None:
+    indexed = {
+        column
+        for (definition,) in crowded.execute("SELECT indexdef FROM pg_indexes WHERE tablename = 'creche_jobs'")
+        for column in ("locked_until", "updated_at", "locked_by")
+        if column in definition
+    }
+    assert indexed == set()
+
+
+@pytest.mark.parametrize(
+    ("index", "case"),
+    [
+        ("creche_jobs_ready", "reserve"),
+        ("creche_jobs_due", "promote"),
+        ("creche_jobs_held", "recover"),
+        ("creche_jobs_finished", "prune"),
+        ("creche_jobs_flight", "find standing"),
+        ("creche_jobs_key", "find standing"),
+        ("creche_dead_letters_buried", "prune dead letters"),
+    ],
+)
+def test_these_tests_would_notice_that_an_index_is_gone(
+    crowded: psycopg.Connection[tuple[Any, ...]], index: str, case: str
+) -> None:
+    name, parameters, indexes = HOT[case]
+    assert index in indexes
+    with crowded.transaction(force_rollback=True):
+        crowded.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(index)))
+        plan = explain(crowded, name, {**parameters, "now": None}, "custom")
+    assert tables_scanned(plan) or not indexes <= {node.get("Index Name") for node in plan}
