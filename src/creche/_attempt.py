@@ -20,9 +20,9 @@ from attrs import frozen
 from creche._job import Lease, check_seconds
 from creche._leases import Held, Verdict
 from creche._lifecycle import Aborted, Discarded, Failed, Outcome, Released, Snoozed, Succeeded
-from creche._payload import describe
+from creche._payload import Refused, describe
 from creche.abc import Backoff, Serializer, Storage
-from creche.errors import Discard, LeaseLost, NoCurrentJob, Retry, Snooze
+from creche.errors import Discard, LeaseLost, NoCurrentJob, PayloadInvalid, Retry, Snooze
 
 _current: ContextVar[Job] = ContextVar("creche_current_job")
 
@@ -92,13 +92,20 @@ class Job:
         """The arguments, as plain dicts, lists, strings and numbers.
 
         Raises:
-            Refused: the payload is not JSON; left alone, it fails the attempt with that message.
+            PayloadInvalid: what is stored is not JSON; left alone, it fails the attempt.
         """
         return self.arguments(Any)
 
     def arguments(self, type: Any) -> Any:
-        """Return the arguments shaped as `type` says: a dataclass, an attrs or msgspec class, a TypedDict."""
-        return self._serializer.decode(self._held.job.payload, type)
+        """Return the arguments shaped as `type` says: a dataclass, an attrs or msgspec class, a TypedDict.
+
+        Raises:
+            PayloadInvalid: they don't fit; left alone, it fails the attempt.
+        """
+        try:
+            return self._serializer.decode(self._held.job.payload, type)
+        except Refused as refused:
+            raise PayloadInvalid(refused.reason, path=refused.path, type=self.type) from None
 
     async def extend(self, seconds: float) -> None:
         """Make sure that the lease lasts at least `seconds` from now; the worker goes on renewing it besides.

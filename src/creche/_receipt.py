@@ -11,8 +11,9 @@ import anyio
 from attrs import field, frozen
 
 from creche._job import Insertion, JobRecord, Status, seconds
+from creche._payload import Refused
 from creche.abc import Serializer
-from creche.errors import JobCancelled, JobFailed, JobNotFound, WaitTimeout
+from creche.errors import JobCancelled, JobFailed, JobNotFound, ResultInvalid, WaitTimeout
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -43,16 +44,24 @@ class Receipt(Generic[R_co]):
         status: of that job at that moment.
         inserted: whether this dispatch made a new job.
         fingerprint: 32 bytes, if the dispatch was single-flight.
-        result: the handler's return value, if the job was completed already (a cached result); else None.
     """
 
     job_id: UUID
     status: Status
     inserted: bool
     fingerprint: bytes | None = field(default=None, repr=lambda value: value.hex()[:12] if value else "None")
-    result: R_co | None = field(default=None, repr=False)
+    _data: bytes | None = field(default=None, repr=False)
     _office: Office = field(repr=False, eq=False)
     _returns: Any = field(default=Any, repr=False, eq=False)
+
+    @property
+    def result(self) -> R_co | None:
+        """The handler's return value, if the job was completed already (a cached result); else None.
+
+        Raises:
+            ResultInvalid: what is stored doesn't fit the handler's annotation: it was another one then.
+        """
+        return None if self._data is None else self._decode(self._data)
 
     async def wait(self, timeout: float | timedelta | None = None) -> R_co:
         """Wait until the job is over, in whatever process it runs, and return the handler's result.
@@ -64,6 +73,7 @@ class Receipt(Generic[R_co]):
             JobFailed: it used its last attempt; has the last error's type, message and traceback text.
             JobCancelled: it was cancelled.
             JobNotFound: its row is gone: its retention was over.
+            ResultInvalid: the result doesn't fit the annotation that it is read for.
             WaitTimeout: it is not over yet; it goes on.
 
         Cancelling the wait, or letting it time out, never touches the job.
@@ -109,7 +119,13 @@ class Receipt(Generic[R_co]):
                 message=error.message if error else "no error was recorded",
                 traceback=error.traceback if error else "",
             )
-        return cast("R_co", self._office.serializer.decode(record.result or b"null", self._returns))
+        return self._decode(record.result or b"null")
+
+    def _decode(self, data: bytes) -> R_co:
+        try:
+            return cast("R_co", self._office.serializer.decode(data, self._returns))
+        except Refused as refused:
+            raise ResultInvalid(refused.reason, path=refused.path) from None
 
 
 def issue(insertion: Insertion, office: Office, returns: Any) -> Receipt[Any]:
@@ -120,13 +136,12 @@ def issue(insertion: Insertion, office: Office, returns: Any) -> Receipt[Any]:
         office: where the receipt asks later.
         returns: what the handler's result is decoded as.
     """
-    result = None if insertion.result is None else office.serializer.decode(insertion.result, returns)
     return Receipt(
         job_id=insertion.job_id,
         status=insertion.status,
         inserted=insertion.inserted,
         fingerprint=insertion.fingerprint,
-        result=result,
+        data=insertion.result,
         office=office,
         returns=returns,
     )

@@ -18,7 +18,7 @@ from attrs import frozen
 
 from creche import _events as events
 from creche._attempt import Handlers, Result, Runner
-from creche._job import Event, Retention
+from creche._job import Event, Failure, Retention
 from creche._leases import Held, Holdings
 from creche._lifecycle import BURIES, Case, Released, decide
 from creche._maintenance import Maintainer
@@ -213,6 +213,7 @@ class Supervisor:
                 self._tell(events.JobCancelled, held)
             case _:
                 retry_in = settlement.delay if settlement.event is Event.RETRY else None
+                _log_failure(held, settlement.error, retry_in)
                 self._tell(events.JobFailed, held, seconds=result.seconds, error=settlement.error, retry_in=retry_in)
         self._settler.submit(Ended(held=held, settlement=settlement))
 
@@ -253,3 +254,15 @@ class Supervisor:
                 **facts,
             )
         )
+
+
+def _log_failure(held: Held, error: Failure | None, retry_in: float | None) -> None:
+    """Tell the operator; never the arguments, for they hold what is nobody's business."""
+    job = held.job
+    what = f"{error.type}: {error.message}" if error else "no error was given"
+    if retry_in is None:
+        text = "job %s %r: attempt %d failed, and was the last: %s\n%s"
+        _log.error(text, job.id, job.type, job.attempt, what, error.traceback if error else "")
+    else:
+        text = "job %s %r: attempt %d of %d failed, the next is in %.3g s: %s"
+        _log.warning(text, job.id, job.type, job.attempt, job.max_attempts, retry_in, what)

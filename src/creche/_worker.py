@@ -104,6 +104,9 @@ class Worker:
                 thread, not started by `tg.start(…)`, and no other handler for SIGTERM is there.
             task_status: `await tg.start(worker.run)` returns when it reserves.
 
+        A synchronous handler that is still in its thread when the grace is over can't be ended: its lease is given
+        back, its result thrown away, but on asyncio the process ends only when the thread does.
+
         Cancelled, it gives back what it holds, inside a shield of some seconds, and lets the cancellation through.
 
         Raises:

@@ -98,7 +98,8 @@ class UnknownType(UsageError, LookupError):
         hint = (
             f"did you mean {' or '.join(map(repr, self.near))}?"
             if self.near
-            else f"register it with `@queue.task({type!r})`, or include its module's with `queue.include(tasks)`"
+            else f"register it with `@queue.task({type!r})` or `queue.include(tasks)`; if its handler runs elsewhere, "
+            "name the queue that it serves, or declare the type with `queue.foreign(…)`"
         )
         super().__init__(f"no task is registered as {type!r}: {hint}")
 
@@ -118,14 +119,16 @@ class PayloadInvalid(UsageError, ValueError):
 
 
 class ResultInvalid(UsageError, ValueError):
-    """A handler returned what can't be stored as its result; the attempt counts as failed."""
+    """A result that can't be: a handler returned what can't be stored (the attempt counts as failed), or what is
+    stored doesn't fit the annotation that it is read for.
+    """
 
     def __init__(self, reason: str, *, path: str = "$", type: str | None = None) -> None:
         self.reason = reason
         self.path = path
         self.type = type
         where = f" of {type!r}" if type else ""
-        super().__init__(f"the result{where} can't be stored, at `{path}`: {reason}")
+        super().__init__(f"the result{where} is refused at `{path}`: {reason}")
 
 
 # --- whoever installs or configures can act --------------------------------------------------------
@@ -141,7 +144,8 @@ class UnknownDSN(ConfigurationError, ValueError):
     def __init__(self, scheme: str, known: Iterable[str]) -> None:
         self.scheme = scheme
         self.known = tuple(known)
-        super().__init__(f"no storage for DSNs that begin with {scheme!r}: use one of {', '.join(self.known)}")
+        what = f"DSNs that begin with {scheme!r}" if scheme else "a DSN without a scheme"
+        super().__init__(f"there is no storage for {what}: use one of {', '.join(self.known)}")
 
 
 class MissingExtra(ConfigurationError, ImportError):

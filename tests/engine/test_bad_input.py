@@ -18,6 +18,7 @@ from creche import (
     PayloadInvalid,
     Queue,
     QueueNotOpen,
+    ResultInvalid,
     Retry,
     Snooze,
     TaskInvalid,
@@ -312,6 +313,7 @@ def test_a_missing_driver_names_the_pip_install(monkeypatch: pytest.MonkeyPatch)
         ("postgresql://host/db?password=canary&x=1", "postgresql://host/db?password=***&x=1"),
         ("host=a password=canary dbname=b", "host=a password=*** dbname=b"),
         ("host=a password = 'can ary' dbname=b", "host=a password = *** dbname=b"),
+        ("postgresql://user:ca@na/ry@host/db", "postgresql://user:***@host/db"),
         ("postgresql://user@host/db", "postgresql://user@host/db"),
     ],
 )
@@ -319,6 +321,33 @@ def test_a_password_is_never_shown(text: str, masked: str) -> None:
     assert mask(text) == masked
     if "://" in text:
         assert "canary" not in repr(Queue(text))
+
+
+def test_a_dsn_without_a_scheme_is_not_quoted_for_it_may_be_all_password() -> None:
+    with pytest.raises(UnknownDSN) as caught:
+        open_storage("user:canary@host")
+    assert "canary" not in str(caught.value)
+
+
+async def test_a_cached_result_that_fits_no_longer_is_refused_where_it_is_read(queue: Queue) -> None:
+    @queue.task("work", result_ttl=60)
+    async def work() -> str:
+        return "text"
+
+    async with Worker(queue):
+        await (await work.dispatch()).wait(10)
+    later = Queue(queue.storage)
+
+    @later.task("work", result_ttl=60)
+    async def number() -> int:
+        return 1
+
+    receipt = await queue.dispatch(number.call())
+    assert receipt.status == "completed"
+    with pytest.raises(ResultInvalid, match="Expected `int`, got `str`"):
+        _ = receipt.result
+    with pytest.raises(ResultInvalid):
+        await receipt.wait(1)
 
 
 def test_the_default_dsn_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from creche.errors import MissingExtra, OptionInvalid, UnknownDSN
 
 __all__ = ["mask", "open_storage"]
 
-_PASSWORD: Final = re.compile(r"(?P<before>://[^/@\s:]*:)(?P<password>[^@\s]*)(?=@)")
+_PASSWORD: Final = re.compile(r"(?P<before>://[^/@\s:]*:)(?P<password>\S*)(?=@)")  # an unescaped @ or / is part of it
 _PARAMETER: Final = re.compile(r"(?i)(?P<before>\b(?:ssl)?password\s*=\s*)(?P<password>'[^']*'|[^\s&;]+)")
 
 
@@ -32,7 +32,7 @@ def open_storage(dsn: str) -> Storage:
         UnknownDSN: creche has no storage for this scheme.
         MissingExtra: its driver is not installed; names the `pip install`.
     """
-    scheme = dsn.partition("://")[0] if "://" in dsn else mask(dsn)
+    scheme = dsn.partition("://")[0] if "://" in dsn else ""  # what has none may be all password
     engine = scheme.partition("+")[0].lower()  # SQLAlchemy's URLs say postgresql+psycopg://
     opener = _OPENERS.get(engine)
     if opener is None:
@@ -61,7 +61,9 @@ def _sqlite(dsn: str) -> Storage:
 def _postgresql(dsn: str) -> Storage:
     try:
         from creche.storage.postgresql import PostgreSQLStorage
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "psycopg":
+            raise
         raise MissingExtra("postgres", "psycopg") from error
     return PostgreSQLStorage(dsn)
 
