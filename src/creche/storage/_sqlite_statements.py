@@ -43,14 +43,26 @@ class Statements:
         new: dict[str, str] = {}
         for chunk in rows.chunks(columns):
             new.update((row["id"], row["status"]) for row in self.run("insert", jobs=rows.array(chunk), now=now))
+        places = {row["id"]: place for place, row in reversed([*enumerate(columns)]) if row["id"] in new}
         answers = [
             rows.inserted(job, new[row["id"]])
             if row["id"] in new
-            else rows.standing(job, self.run("find_standing", **row)[0])
-            for job, row in zip(jobs, columns, strict=True)
+            else rows.standing(job, self._standing(row, places, place))
+            for place, (job, row) in enumerate(zip(jobs, columns, strict=True))
         ]
         woken = {row["queue_name"] for row in columns if row["id"] in new and rows.soon(row["available_at"], now)}
         return answers, woken
+
+    def _standing(self, columns: dict[str, Any], inserted: Mapping[str, int], place: int) -> sqlite3.Row:
+        """Return the row that stood in a job's place at its turn.
+
+        One that was inserted after it in the same batch was not there yet. Such a row can have the job's key only if
+        the job had joined another by its fingerprint, and so left its key unused.
+        """
+        row = self.run("find_standing", **columns)[0]
+        if inserted.get(row["id"], place) > place:
+            row = self.run("find_standing", **{**columns, "idempotency_key": None})[0]
+        return row
 
     def expire_results(self, fingerprints: Iterable[str | None], now: int) -> None:
         """Let go of those of these fingerprints whose cached result is stale."""
