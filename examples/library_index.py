@@ -519,10 +519,11 @@ def show_totals(console: Console, queue: Totals, loop: Totals | None) -> None:
     """Print the totals, and beside them those of the plain loop."""
     console.print()
     table = make_table(console, "Totals", "", "by the queue", *(["by a plain loop"] if loop else []))
-    for name in [each.name for each in fields(Totals)]:
-        cells = [getattr(each, name) for each in (queue, loop) if each]
-        table.add_row(name, *(cell if isinstance(cell, str) else f"{cell:,}" for cell in cells))
-    table.add_row("with docstring", *(f"{each.coverage:.1%}" for each in (queue, loop) if each))
+    both = [each for each in (queue, loop) if each]
+    for name in [each.name for each in fields(Totals) if each.name != "digest"]:
+        table.add_row(name, *(f"{getattr(each, name):,}" for each in both))
+    table.add_row("docstring coverage", *(f"{each.coverage:.1%}" for each in both))
+    table.add_row("digest of all texts", *(each.digest for each in both))
     console.print(table)
 
 
@@ -535,9 +536,11 @@ def show_run(console: Console, run: Run) -> None:
     """Print what was run, and what was not."""
     again = max(0, run.attempts - run.executed - len(run.failures))
     console.print()
+    unreported = run.executed - len(run.reported)
     for line in (
         f"executed {run.executed:,} jobs in this run, answered {run.cached:,} from cache ({run.seconds:.1f} s)",
         f"{run.taken_over:,} of them were left over from an interrupted run" if run.taken_over else "",
+        f"{unreported:,} of them were settled by workers that could not tell us so any more" if unreported > 0 else "",
         f"{run.lost_workers:,} workers were lost and replaced" if run.lost_workers else "",
         f"{run.attempts:,} attempts: {again:,} more than jobs; {run.settled_twice:,} jobs settled twice",
     ):
