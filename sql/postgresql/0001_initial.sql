@@ -40,8 +40,10 @@ CREATE TABLE creche_jobs (
     updated_at        timestamptz      NOT NULL,
     completed_at      timestamptz
 ) WITH (
-    -- Room on each page for the next version of its rows: renewals, which touch no index, then stay there (HOT).
-    fillfactor = 85,
+    -- A job's row is written three times: waiting, running, over. With half of each page left free the next version
+    -- stays beside the last: a fifth less WAL than at 85 and a smaller table in the end (measured: 751 and 920 bytes
+    -- per job, 11.1 and 13.6 MB for 20,000), and renewals, which touch no index, stay HOT.
+    fillfactor = 50,
     -- Each job leaves two dead rows behind, and dead entries at the head of creche_jobs_ready are walked over by every
     -- reserve. So vacuum by the size of the stream, not of the table, and without the pauses meant for large tables.
     autovacuum_vacuum_scale_factor = 0.02,

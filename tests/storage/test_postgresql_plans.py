@@ -1,4 +1,4 @@
-"""What PostgreSQL does for each hot statement with 600,000 rows behind it: its indexes, no table scan, no table sort."""
+"""What PostgreSQL does for each hot statement with 600,000 rows behind it: no table is scanned, none is sorted."""
 
 from __future__ import annotations
 

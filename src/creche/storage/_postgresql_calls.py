@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
 import anyio
@@ -122,12 +123,22 @@ def bare(text: str) -> bytes:
     return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--")).encode()
 
 
-def split_options(dsn: str) -> tuple[str, dict[str, str]]:
-    """Return a DSN without the options that are the storage's own, and those: libpq would refuse them."""
+def split_options(dsn: str) -> tuple[str, dict[str, int | float | str]]:
+    """Return a DSN without the options that are the storage's own, and those: libpq would refuse them.
+
+    What is no number stays text, for whoever checks it.
+    """
     address, _, query = dsn.partition("?")
     if "://" not in address or not query:
         return dsn, {}
     pairs = [pair.partition("=") for pair in query.split("&")]
-    ours = {name: value for name, _, value in pairs if name in OPTIONS}
+    ours = {name: _number(value) for name, _, value in pairs if name in OPTIONS}
     rest = "&".join(f"{name}={value}" for name, _, value in pairs if name not in OPTIONS)
     return f"{address}?{rest}" if rest else address, ours
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text

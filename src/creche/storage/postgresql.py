@@ -90,15 +90,13 @@ class PostgreSQLStorage:
         self, dsn: str, *, pool_size: int = 5, call_timeout: float = 10.0, prepare_threshold: int | None = None
     ) -> None:
         dsn, options = split_options(dsn)
-        pool_size = int(options.get("pool_size", pool_size))
-        call_timeout = float(options.get("call_timeout", call_timeout))
-        prepare_threshold = int(options["prepare_threshold"]) if "prepare_threshold" in options else prepare_threshold
+        threshold = options.get("prepare_threshold", prepare_threshold)
         self._name = mask(dsn)
         self._calls = Calls(
             dsn,
-            pool_size=check_integer("pool_size", pool_size, 1, 1_000),
-            timeout=check_seconds("call_timeout", call_timeout, positive=True),
-            prepare_threshold=prepare_threshold,
+            pool_size=check_integer("pool_size", options.get("pool_size", pool_size), 1, 1_000),
+            timeout=check_seconds("call_timeout", options.get("call_timeout", call_timeout), positive=True),
+            prepare_threshold=None if threshold is None else check_integer("prepare_threshold", threshold, 0, 1_000),
         )
         dialect = load("postgresql")
         self._schema = Schema(dialect, self._calls.driver)
