@@ -539,8 +539,12 @@ def show_run(console: Console, run: Run) -> None:
     unreported = run.executed - len(run.reported)
     for line in (
         f"executed {run.executed:,} jobs in this run, answered {run.cached:,} from cache ({run.seconds:.1f} s)",
-        f"{run.taken_over:,} of them were left over from an interrupted run" if run.taken_over else "",
-        f"{unreported:,} of them were settled by workers that could not tell us so any more" if unreported > 0 else "",
+        f"{run.taken_over:,} of them were left over from an interrupted run, or asked for by another one"
+        if run.taken_over
+        else "",
+        f"{unreported:,} of them were settled by workers that did not report here: killed, or another run's"
+        if unreported > 0
+        else "",
         f"{run.lost_workers:,} workers were lost and replaced" if run.lost_workers else "",
         f"{run.attempts:,} attempts: {again:,} more than jobs; {run.settled_twice:,} jobs settled twice",
     ):

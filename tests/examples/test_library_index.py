@@ -121,11 +121,21 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def states(pid: int) -> set[str]:
+    """The states of a process's threads, as /proc tells them; none if it is gone."""
+    found: set[str] = set()
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):
+            found.add(thread.read_text().rpartition(")")[2].split()[0])
+    return found
+
+
 def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+    return not states(pid) <= {"Z", "X"}
+
+
+def wait_for_the_end(pids: Collection[int], seconds: float) -> bool:
+    return wait_until(lambda: not any(map(alive, pids)), seconds)
 
 
 def wait_until(true: Callable[[], bool], seconds: float) -> bool:
@@ -153,6 +163,7 @@ def pid_of(run: Run, number: int) -> int:
 def frozen(pid: int) -> Generator[None]:
     os.kill(pid, signal.SIGSTOP)
     try:
+        assert wait_until(lambda: states(pid) == {"T"}, 10), "a thread inside a system call finishes that first"
         yield
     finally:
         with suppress(ProcessLookupError):
@@ -206,6 +217,7 @@ def test_everything_killed_at_half_is_finished_by_the_next_run(start: Start, dsn
     for pid in [killed.process.pid, *killed.workers]:
         kill(pid)
     killed.end()
+    assert wait_for_the_end(killed.workers, 15), "a commit may be at the disk, and count, until its process is gone"
     done = len(jobs(dsn, [Status.COMPLETED]))
     assert 200 <= done < 400
 
@@ -219,7 +231,7 @@ def test_workers_do_not_outlive_a_killed_parent(start: Start, tmp_path: Path) ->
     run.until("50 %")
     kill(run.process.pid)
     run.end()
-    assert wait_until(lambda: not any(map(alive, run.workers)), 15)
+    assert wait_for_the_end(run.workers, 15)
     held = jobs(f"sqlite:///{tmp_path / 'creche.db'}", [Status.PROCESSING])
     assert held == [], "they finished what they were at, and gave back the rest"
     assert run.errors == ""
