@@ -1,5 +1,6 @@
--- The row that stands in the place of each job that insert.sql left out: the same id first, then the same idempotency
--- key, then the same fingerprint in flight. A cached result that is no longer fresh stands in nobody's place.
+-- The rows that stand in the place of each job that insert.sql left out, the strongest claim first: the same id, then
+-- the same idempotency key, then the same fingerprint in flight. There may be more than one: the row with the key may
+-- be a later job of the same batch. A cached result that is no longer fresh stands in nobody's place.
 -- A statement of its own, because only a new snapshot sees the row that the insert lost to.
 SELECT n.id AS asked, s.id, s.status, s.fingerprint, s.result
   FROM json_to_recordset(%(jobs)s::json) AS n (id uuid, queue_name text, idempotency_key text, fingerprint bytea)
@@ -18,6 +19,5 @@ SELECT n.id AS asked, s.id, s.status, s.fingerprint, s.result
             WHERE j.fingerprint = n.fingerprint
               AND j.single_flight
               AND (j.result_expires_at IS NULL OR j.result_expires_at > coalesce(%(now)s::timestamptz, now()))
-            ORDER BY rank
-            LIMIT 1
        ) AS s
+ ORDER BY s.rank

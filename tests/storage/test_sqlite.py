@@ -407,15 +407,6 @@ async def test_a_batch_larger_than_one_value_of_sqlite_may_be_is_cut(
     assert len((await storage.settle(settlements)).accepted) == 40
 
 
-async def test_a_job_that_joins_by_its_fingerprint_leaves_its_key_to_the_next_in_the_batch(
-    storage: SQLiteStorage,
-) -> None:
-    (flying,) = await storage.insert([job(fingerprint=bytes(32))])
-    joining, keyed = job(fingerprint=bytes(32), idempotency_key="k"), job(idempotency_key="k")
-    answers = await storage.insert([joining, keyed])
-    assert [(answer.job_id, answer.inserted) for answer in answers] == [(flying.job_id, False), (keyed.id, True)]
-
-
 async def test_promoting_begins_with_the_queue_that_has_waited_longest(storage: SQLiteStorage) -> None:
     for second, queue in enumerate("cab"):
         await storage.insert([job(queue_name=queue, delay=1 + second) for _ in range(2)], now=T0)

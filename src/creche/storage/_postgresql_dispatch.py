@@ -47,7 +47,7 @@ async def dispatch(
         lost = _note_written(left, written, answers, woken)
         if lost:
             parameters = {"jobs": jobs_document(lost), "now": now}
-            _note_standing(await rows(connection, sql["find_standing"], parameters), answers)
+            _note_standing(left, await rows(connection, sql["find_standing"], parameters), answers)
         # One that was sent before is woken for again: the first answer may have been lost, and the wake with it.
         woken.update(job.queue_name for job in lost if job.id in answers and answers[job.id].inserted)
         left = [job for job in lost if job.id not in answers]
@@ -72,8 +72,13 @@ def _note_written(
     return [job for job in jobs if job.id not in new]
 
 
-def _note_standing(standing: Sequence[Row], answers: dict[UUID, Insertion]) -> None:
+def _note_standing(jobs: Sequence[NewJob], standing: Sequence[Row], answers: dict[UUID, Insertion]) -> None:
+    """Note the answers of jobs that were not inserted, from the rows in their place, the strongest claim first."""
+    place = {job.id: number for number, job in enumerate(jobs)}
     for asked, job_id, status, fingerprint, result in standing:
+        came_later = job_id in answers and place.get(job_id, -1) > place[asked]
+        if asked in answers or came_later:  # a later job of the batch has the key that this one left unused
+            continue
         inserted = asked == job_id  # the job itself, sent before
         answers[asked] = Insertion(
             job_id=job_id, status=Status(status), inserted=inserted, fingerprint=fingerprint, result=result

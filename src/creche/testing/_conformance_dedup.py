@@ -117,6 +117,13 @@ class KeyConformance(Suite):
 class FingerprintConformance(Suite):
     """Single flight, and the results that answer in a job's place."""
 
+    async def test_a_job_that_joins_leaves_its_key_to_the_next_in_the_batch(self, storage: Storage) -> None:
+        flying = await ask(storage, fingerprint=PRINT)
+        joining = new_job(fingerprint=PRINT, idempotency_key="once")
+        keyed = new_job(idempotency_key="once")
+        answers = await storage.insert([joining, keyed], now=T0)
+        assert [(each.job_id, each.inserted) for each in answers] == [(flying.job_id, False), (keyed.id, True)]
+
     @pytest.mark.parametrize("status", [Status.PENDING, Status.SCHEDULED, Status.PROCESSING])
     async def test_a_fingerprint_joins_the_active_job(self, storage: Storage, status: Status) -> None:
         lease = await bring(storage, status, fingerprint=PRINT)
