@@ -39,7 +39,7 @@ async def dispatch(
     for round_number in range(ROUNDS):
         parameters = {"jobs": jobs_document(left), "now": now, "horizon": WAKE_HORIZON}
         insert = (sql["insert"], parameters)
-        if round_number == 0:
+        if round_number == 0 and not _entangled(left):
             written = await rows(connection, *insert)
         else:
             # The rows they lost to are gone, or are results that have grown stale.
@@ -54,6 +54,13 @@ async def dispatch(
         if not left:
             return Dispatched([answers[job.id] for job in jobs], frozenset(woken))
     raise TransientConflict("the rows that stood in the place of new jobs were gone each time they were looked for")
+
+
+def _entangled(jobs: Sequence[NewJob]) -> bool:
+    """Return whether a stale result could change who of the batch is the first with a key."""
+    if len(jobs) < 2:
+        return False
+    return any(job.fingerprint for job in jobs) and any(job.idempotency_key is not None for job in jobs)
 
 
 def _note_written(
@@ -75,8 +82,9 @@ def _note_written(
 def _note_standing(jobs: Sequence[NewJob], standing: Sequence[Row], answers: dict[UUID, Insertion]) -> None:
     """Note the answers of jobs that were not inserted, from the rows in their place, the strongest claim first."""
     place = {job.id: number for number, job in enumerate(jobs)}
+    written = frozenset(answers)
     for asked, job_id, status, fingerprint, result in standing:
-        came_later = job_id in answers and place.get(job_id, -1) > place[asked]
+        came_later = job_id in written and place.get(job_id, -1) > place[asked]
         if asked in answers or came_later:  # a later job of the batch has the key that this one left unused
             continue
         inserted = asked == job_id  # the job itself, sent before
