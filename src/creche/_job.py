@@ -317,6 +317,7 @@ class Upkeep:
         promoted: scheduled jobs that became due.
         pruned: finished jobs whose retention was over.
         next_due_in: seconds until the next scheduled job of any queue is due; None if there is none.
+        next_expiry_in: seconds until the first lease runs out, unless it is renewed; None if there is none.
     """
 
     recovered: int
@@ -324,6 +325,7 @@ class Upkeep:
     promoted: int
     pruned: int
     next_due_in: float | None = None
+    next_expiry_in: float | None = None
 
 
 @frozen(kw_only=True)

@@ -21,9 +21,10 @@ class Maintainer:
     Args:
         storage: where they are.
         retention: how long finished jobs are kept.
-        interval: seconds between rounds, unless a job is due before.
+        interval: seconds between rounds, unless something is due before; less than a lease, so that each lease is
+            seen before it runs out.
         doorbell: rung when something became ready.
-        alarm: told, and asked, when the next scheduled job is due.
+        alarm: told, and asked, when the next scheduled job is due or the next lease runs out.
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class Maintainer:
             patience.success()
             if upkeep.recovered or upkeep.promoted:
                 self._doorbell.ring()
-            if upkeep.next_due_in is not None:
-                self._alarm.due_in(max(_BREATH, upkeep.next_due_in))
+            for news in (upkeep.next_due_in, upkeep.next_expiry_in):
+                if news is not None:
+                    self._alarm.due_in(max(_BREATH, news))
             if max(upkeep.recovered, upkeep.buried, upkeep.promoted, upkeep.pruned) < _LIMIT:
                 await self._alarm.wait(self._interval * random.uniform(0.8, 1.2))  # noqa: S311 - spreads rounds

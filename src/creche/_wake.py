@@ -60,14 +60,14 @@ class Doorbell:
 
 
 class Alarm:
-    """Remembers when the next scheduled job is due, so that somebody promotes it at that moment."""
+    """Remembers when a job is due, or a lease runs out, so that somebody sees to it at that moment."""
 
     def __init__(self) -> None:
         self._at = math.inf
         self._moved = anyio.Event()
 
     def due_in(self, seconds: float | None) -> None:
-        """A job is due in this many seconds (None: no news)."""
+        """Something is due in this many seconds (None: no news)."""
         if seconds is not None and anyio.current_time() + seconds < self._at:
             self._at = anyio.current_time() + seconds
             self._moved.set()

@@ -37,8 +37,8 @@ class Worker:
         queues: names, in the order in which they are served; None: those that the queue's tasks are dispatched
             to, the default one first.
         concurrency: how many jobs at once.
-        lease: seconds that a job is ours for; renewed three times as often, so it bounds how late a job of a
-            killed worker runs again.
+        lease: seconds that a job is ours for; it is renewed three times in that time. So long after its last
+            renewal the job of a killed worker runs again.
         grace: seconds that running jobs get when the worker is told to stop, before they are cancelled and given
             back. Kubernetes kills after 30 s by default: keep it below what your platform gives.
         backoff: delays between attempts, for tasks that have none of their own.

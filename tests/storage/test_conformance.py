@@ -94,7 +94,7 @@ class LooksThenInserts(MemoryStorage):
     """Single flight by asking first."""
 
     async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
-        free = [self._flying(job.fingerprint) is None for job in jobs]
+        free = [self._flying(job.fingerprint, self._moment(now)) is None for job in jobs]
         await anyio.lowlevel.checkpoint()
         return await super().insert(
             [evolve(job, fingerprint=None) if alone else job for job, alone in zip(jobs, free, strict=True)], now=now

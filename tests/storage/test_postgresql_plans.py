@@ -119,6 +119,7 @@ HOT: Final[dict[str, tuple[str, dict[str, Any], set[str]]]] = {
     "bury": ("bury", UPKEEP, {"creche_jobs_held", "creche_jobs_pkey"}),
     "promote": ("promote", UPKEEP, {"creche_jobs_due", "creche_jobs_pkey"}),
     "next due": ("next_due", {}, {"creche_jobs_due"}),
+    "next expiry": ("next_expiry", {}, {"creche_jobs_held"}),
     "prune": ("prune", UPKEEP, {"creche_jobs_finished", "creche_jobs_pkey"}),
     "prune dead letters": ("prune_dead_letters", UPKEEP, {"creche_dead_letters_buried"}),
     "cancel": ("cancel", {"ids": IDS}, {"creche_jobs_pkey"}),

@@ -280,6 +280,7 @@ class MemoryStorage:
             promoted=len(due),
             pruned=pruned,
             next_due_in=self._next_due_in(None, moment),
+            next_expiry_in=self._next_expiry_in(moment),
         )
 
     def _recover(self, limit: int, moment: datetime) -> tuple[int, int, set[str]]:
@@ -442,6 +443,11 @@ class MemoryStorage:
             if row.record.status is Status.SCHEDULED and (queues is None or row.record.queue_name in queues)
         ]
         return max(0.0, (min(due) - moment).total_seconds()) if due else None
+
+    def _next_expiry_in(self, moment: datetime) -> float | None:
+        locks = (row.record.locked_until for row in self._rows.values())
+        first = min((until for until in locks if until is not None), default=None)
+        return None if first is None else max(0.0, (first - moment).total_seconds())
 
     def _keep_error(self, row: _Row, error: Failure, moment: datetime) -> None:
         kept = [*row.errors, AttemptError(attempt=row.record.attempts, failed_at=moment, error=error)]

@@ -240,17 +240,18 @@ class PostgreSQLStorage:
             "cancelled": retention.cancelled,
             "now": now,
         }
-        names = ("recover", "bury", "promote", "prune", "prune_dead_letters", "next_due")
+        names = ("recover", "bury", "promote", "prune", "prune_dead_letters", "next_due", "next_expiry")
         statements = [(self._sql[name], parameters) for name in names]
         answer = await self._calls.run(partial(together, statements=statements))
-        ((recovered, again),), ((buried,),), ((promoted, due),), ((pruned,),), _, ((next_due_in,),) = answer
+        ((recovered, again),), ((buried,),), ((promoted, due),), ((pruned,),), _, ((due_in,),), ((expiry_in,),) = answer
         self._wake({*(again or ()), *(due or ())})
         return Upkeep(
             recovered=recovered,
             buried=buried,
             promoted=promoted,
             pruned=pruned,
-            next_due_in=documents.seconds_until(next_due_in),
+            next_due_in=documents.seconds_until(due_in),
+            next_expiry_in=documents.seconds_until(expiry_in),
         )
 
     # --- people -------------------------------------------------------------------------------------

@@ -208,6 +208,7 @@ class SQLiteStorage:
                 promoted=sum(promoted.values()),
                 pruned=do.prune(limit, retention, moment),
                 next_due_in=rows.until(due.values(), moment),
+                next_expiry_in=rows.until((row["expires_at"] for row in do.run("next_expiry")), moment),
             )
             return upkeep, {*promoted, *(row["queue_name"] for row in recovered if row["status"] == Status.PENDING)}
 

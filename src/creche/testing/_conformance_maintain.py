@@ -57,6 +57,17 @@ class RecoverConformance(Suite):
         assert again.attempt == 2
         assert again.lease.token > lease.token
 
+    async def test_the_first_lease_to_run_out_is_announced(self, storage: Storage) -> None:
+        await hold(storage)
+        later = await hold(storage, now=at(5))
+        assert (await maintain(storage, now=at(6))).next_expiry_in == pytest.approx(LEASE - 6, abs=1e-5)
+        await storage.extend([later], 3 * LEASE, now=at(6))
+        over = await maintain(storage, now=at(LEASE))
+        assert over.recovered + over.buried == 1
+        assert over.next_expiry_in == pytest.approx(2 * LEASE + 6, abs=1e-5)
+        await settle(storage, later, Event.SUCCEED, result=b"1", now=at(LEASE))
+        assert (await maintain(storage, now=at(LEASE))).next_expiry_in is None
+
     async def test_a_lease_that_ran_out_on_the_last_attempt_buries_its_job(self, storage: Storage) -> None:
         job_id = await add(storage, max_attempts=2, payload=b"[1]")
         await settle(storage, (await take(storage)).lease, Event.RETRY, error=BOOM)
