@@ -15,6 +15,7 @@ from creche._job import NewJob
 from creche.errors import SchemaOutdated, StatementRejected
 from creche.storage._sql import Migration, load
 from creche.storage.postgresql import PostgreSQLStorage
+from databases import in_schema
 
 pytestmark = pytest.mark.anyio
 
@@ -105,7 +106,7 @@ async def test_of_many_that_migrate_at_once_one_does(postgresql_dsn: str) -> Non
 async def test_each_schema_has_a_queue_of_its_own(postgresql_database: str, postgresql_dsn: str) -> None:
     ((schema,),) = ask(postgresql_dsn, "SELECT current_schema()")
     create_schema(postgresql_database, f"{schema}_b")
-    other = PostgreSQLStorage(f"{postgresql_database}?options=-csearch_path%3D{schema}_b")
+    other = PostgreSQLStorage(in_schema(postgresql_database, f"{schema}_b"))
     storage = PostgreSQLStorage(postgresql_dsn)
     await storage.migrate()
     await other.migrate()
@@ -121,7 +122,7 @@ async def test_a_later_schema_in_search_path_will_do(postgresql_database: str, p
     ((schema,),) = ask(postgresql_dsn, "SELECT current_schema()")
     await PostgreSQLStorage(postgresql_dsn).migrate()
     create_schema(postgresql_database, f"{schema}_first")
-    both = PostgreSQLStorage(f"{postgresql_database}?options=-csearch_path%3D{schema}_first,{schema}")
+    both = PostgreSQLStorage(in_schema(postgresql_database, f"{schema}_first", schema))
     async with both, both.listen(["default"]) as listener, PostgreSQLStorage(postgresql_dsn) as storage:
         await storage.insert([NewJob(id=new_job_id(), type="t", payload=b"{}")])
         with anyio.fail_after(5):

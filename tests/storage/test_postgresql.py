@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, LiteralString
@@ -32,6 +31,7 @@ from creche.storage._postgresql_listener import channel_name
 from creche.storage._sql import load
 from creche.storage.postgresql import PostgreSQLStorage
 from creche.testing import StorageConformance
+from databases import empty_schema, in_schema
 
 pytestmark = pytest.mark.anyio
 
@@ -42,13 +42,9 @@ Raw = psycopg.Connection[tuple[Any, ...]]
 
 
 @pytest.fixture
-def dsn(postgresql_database: str) -> Iterator[str]:
-    """An empty schema, gone afterwards: a thousand of them would take longer to drop than all tests take."""
-    schema = f"s{secrets.token_hex(6)}"
-    with psycopg.connect(postgresql_database, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-        yield f"{postgresql_database}?options=-csearch_path%3D{schema}"
-        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+def dsn(postgresql_dsn: str) -> str:
+    """An empty schema."""
+    return postgresql_dsn
 
 
 @pytest.fixture
@@ -78,10 +74,25 @@ async def until(connection: Raw, query: LiteralString) -> None:
 
 
 class TestPostgreSQLStorage(StorageConformance):
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def reused(postgresql_database: str) -> Iterator[Raw]:
+        """A migrated schema for all tests: making and dropping one takes longer than most tests do."""
+        with (
+            empty_schema(postgresql_database) as schema,
+            psycopg.connect(in_schema(postgresql_database, schema), autocommit=True) as connection,
+        ):
+            anyio.run(PostgreSQLStorage(in_schema(postgresql_database, schema)).migrate)
+            yield connection
+
     @pytest.fixture
-    def unopened(self, dsn: str) -> PostgreSQLStorage:
-        self.dsn = dsn
-        return PostgreSQLStorage(dsn)
+    def unopened(self, reused: Raw, postgresql_database: str) -> PostgreSQLStorage:
+        reused.execute("DELETE FROM creche_jobs")
+        reused.execute("DELETE FROM creche_dead_letters")
+        row = reused.execute("SELECT current_schema()").fetchone()
+        assert row
+        self.dsn = in_schema(postgresql_database, row[0])
+        return PostgreSQLStorage(self.dsn)
 
     def open_another(self, storage: Storage) -> Storage:
         return PostgreSQLStorage(self.dsn)
