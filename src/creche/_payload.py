@@ -9,6 +9,7 @@ import hashlib
 import math
 import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,7 @@ MAX_DEPTH: Final = 100  # MariaDB's and SQLite's parsers stop somewhere above; p
 MAX_PAYLOAD: Final = 1 << 20
 MAX_RESULT: Final = 1 << 20
 MAX_ERROR: Final = 8 << 10
+_MACHINERY: Final = frozenset({"creche", "anyio", "trio", "outcome", "asyncio"})
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 
 
@@ -175,11 +177,22 @@ def describe(error: BaseException) -> Failure:
     except Exception as inner:  # noqa: BLE001 - an exception's own __str__ may do anything
         message = f"<unprintable: __str__ raised {type(inner).__name__}>"
     try:
-        text = "".join(traceback.format_exception(error))  # without locals: they hold secrets
+        text = "".join(traceback.format_exception(error.__class__, error, _from_the_handler(error.__traceback__)))
     except Exception as inner:  # noqa: BLE001
         text = f"<no traceback: formatting it raised {type(inner).__name__}>"
     name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
     return Failure(type=clean(name, 200), message=clean(message), traceback=clean(text))
+
+
+def _from_the_handler(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without the frames that led to the handler: they say nothing about its error.
+
+    One that has no other frames is kept whole. Local variables are never shown: they hold secrets.
+    """
+    own = trace
+    while own is not None and own.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _MACHINERY:
+        own = own.tb_next
+    return own or trace
 
 
 def clean(text: str, limit: int = MAX_ERROR) -> str:

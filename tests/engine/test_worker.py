@@ -173,6 +173,28 @@ async def test_whatever_a_handler_raises_fails_its_attempt_and_nothing_else(queu
         assert await (await good.dispatch()).wait(10) == "still here"
 
 
+@pytest.mark.parametrize("type", ["async", "thread"])
+async def test_a_recorded_traceback_begins_in_the_handler_and_shows_no_values(queue: Queue, type: str) -> None:
+    def fail(secret: str) -> None:
+        raise ValueError("inside")
+
+    @queue.task("async", max_attempts=1)
+    async def in_the_loop(secret: str) -> None:
+        fail(secret)
+
+    @queue.task("thread", max_attempts=1)
+    def in_a_thread(secret: str) -> None:
+        fail(secret)
+
+    async with Worker(queue):
+        receipt = await queue.dispatch(type, {"secret": "canary"})
+        with pytest.raises(JobFailed) as caught:
+            await receipt.wait(10)
+    files = [line for line in caught.value.traceback.splitlines() if line.startswith("  File")]
+    assert [Path(line.split('"')[1]).name for line in files] == ["test_worker.py", "test_worker.py"]
+    assert "canary" not in caught.value.traceback
+
+
 async def test_a_task_group_that_fails_while_the_worker_stops_is_given_back(queue: Queue) -> None:
     started = anyio.Event()
 
