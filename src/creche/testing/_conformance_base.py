@@ -107,6 +107,13 @@ class Suite:
         async with unopened:
             yield unopened
 
+    @pytest.fixture
+    def wakeful(self, storage: Storage) -> Storage:
+        """A storage that declares that it listens."""
+        if not storage.capabilities.listen:
+            pytest.skip("this storage declares that it hears of nothing by itself")
+        return storage
+
 
 # --- verbs: each does one thing to a storage, at a given time ---------------------------------------
 

@@ -35,13 +35,6 @@ async def hear(listener: Listener, *queues: str) -> None:
 class ListenConformance(Suite):
     """`Storage.listen`, for a storage that declares it can."""
 
-    @pytest.fixture
-    def wakeful(self, storage: Storage) -> Storage:
-        """The storage, if it hears of new work by itself."""
-        if not storage.capabilities.listen:
-            pytest.skip("this storage declares that it hears of nothing by itself")
-        return storage
-
     @pytest.mark.parametrize("options", [{}, {"delay": WAKE_HORIZON - 0.5}, {"available_at": at(-60)}])
     async def test_a_job_that_is_ready_or_soon_will_be_wakes(
         self, wakeful: Storage, options: dict[str, object]
@@ -155,9 +148,15 @@ class ListenConformance(Suite):
 class SilenceConformance(Suite):
     """`Storage.listen`, for a storage that declares it can't: the fallback is silence, and the engine polls."""
 
-    async def test_a_storage_that_hears_nothing_stays_silent_and_breaks_nothing(self, storage: Storage) -> None:
+    @pytest.fixture
+    def silent(self, storage: Storage) -> Storage:
+        """A storage that declares that it can't listen."""
         if storage.capabilities.listen:
             pytest.skip("this storage declares that it hears of new work by itself")
+        return storage
+
+    async def test_a_storage_that_hears_nothing_stays_silent_and_breaks_nothing(self, silent: Storage) -> None:
+        storage = silent
         async with storage.listen(["q"]) as listener:
             await bring(storage, Status.PENDING, queue_name="q")
             # The one place where time passes: that nothing happens can't be seen any other way.
