@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import LiteralString
 
 import psycopg
 from psycopg import sql
@@ -19,7 +20,12 @@ def in_schema(dsn: str, *schemas: str) -> str:
 def empty_schema(dsn: str, *, prefix: str = "s") -> Iterator[str]:
     """Make an empty schema and yield its name; it is gone afterwards, for a thousand of them are slow to drop."""
     schema = f"{prefix}{secrets.token_hex(6)}"
+    _run(dsn, "CREATE SCHEMA {}", schema)
+    yield schema
+    _run(dsn, "DROP SCHEMA {} CASCADE", schema)
+
+
+def _run(dsn: str, statement: LiteralString, schema: str) -> None:
+    # A connection of its own: a test may well cut all that are open.
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-        yield schema
-        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+        connection.execute(sql.SQL(statement).format(sql.Identifier(schema)))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 from uuid import UUID
 
 import anyio
@@ -189,8 +189,9 @@ class Runner:
 
 async def _inside_lease(held: Held, call: Callable[[], Coroutine[Any, Any, bytes]]) -> Outcome | None:
     outcome: Outcome | None = None
+    scope = held.scope()
     try:
-        with held.scope() as scope:
+        with scope:
             await anyio.lowlevel.checkpoint()  # cancelled already: the handler's first line never runs
             outcome = await _outcome(call)
     except Exception as error:  # noqa: BLE001 - a task group that was cancelled and failed while it cleaned up
@@ -207,10 +208,8 @@ async def _inside_lease(held: Held, call: Callable[[], Coroutine[Any, Any, bytes
 
 
 def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    first = group.exceptions[0]
+    return _leaf(cast("BaseExceptionGroup[BaseException]", first)) if isinstance(first, BaseExceptionGroup) else first
 
 
 async def _outcome(call: Callable[[], Coroutine[Any, Any, bytes]]) -> Outcome:
@@ -221,7 +220,7 @@ async def _outcome(call: Callable[[], Coroutine[Any, Any, bytes]]) -> Outcome:
         if cancelled is not None:
             raise _leaf(cancelled) from None  # the scope that it belongs to must see it bare
         if isinstance(rest, ExceptionGroup):
-            return Failed(error=describe(rest))
+            return Failed(error=describe(cast("ExceptionGroup[Exception]", rest)))
         raise
     except Snooze as snooze:
         return Snoozed(delay=snooze.delay, until=snooze.until)

@@ -100,7 +100,7 @@ class Call(Generic[R_co]):
     payload: bytes = field(repr=False)
     arguments: Any = field(repr=False)
     options: Options
-    _returns: Any = field(default=Any, repr=False)
+    _returns: Any = field(alias="returns", default=Any, repr=False)
 
     @property
     def returns(self) -> Any:

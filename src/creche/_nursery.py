@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from anyio import create_task_group
@@ -10,7 +10,7 @@ from anyio.abc import TaskGroup
 
 
 @asynccontextmanager
-async def background() -> AsyncIterator[TaskGroup]:
+async def background() -> AsyncGenerator[TaskGroup]:
     """Run services while the block runs, and cancel them when it is left.
 
     What the block raises comes out as it is, not inside an exception group; what a service raises cancels the

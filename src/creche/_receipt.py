@@ -50,9 +50,9 @@ class Receipt(Generic[R_co]):
     status: Status
     inserted: bool
     fingerprint: bytes | None = field(default=None, repr=lambda value: value.hex()[:12] if value else "None")
-    _data: bytes | None = field(default=None, repr=False)
-    _office: Office = field(repr=False, eq=False)
-    _returns: Any = field(default=Any, repr=False, eq=False)
+    _data: bytes | None = field(alias="data", default=None, repr=False)
+    _office: Office = field(alias="office", repr=False, eq=False)
+    _returns: Any = field(alias="returns", default=Any, repr=False, eq=False)
 
     @property
     def result(self) -> R_co | None:

@@ -73,7 +73,7 @@ class Task(Generic[P, R]):
 
         Cancelled, it may or may not have been written; never half.
         """
-        return await self._home.dispatcher.dispatch_call(self.call(*args, **kwargs))
+        return await self.send(self.call(*args, **kwargs))
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Return the dispatch without sending it, for `queue.dispatch` and `queue.dispatch_many`."""
@@ -137,6 +137,10 @@ class Task(Generic[P, R]):
             returns=self.signature.returns,
         )
 
+    async def send(self, call: Call[R]) -> Receipt[R]:
+        """Send one of its calls."""
+        return await self._home.dispatcher.dispatch_call(call)
+
     def home(self, tasks: Tasks) -> None:
         """Belong to another registry from now on."""
         self._home = tasks
@@ -176,7 +180,7 @@ class Prepared(Generic[P, R]):
 
     async def dispatch(self, *args: P.args, **kwargs: P.kwargs) -> Receipt[R]:
         """Ask for a run with these arguments; see `Task.dispatch`."""
-        return await self._task._home.dispatcher.dispatch_call(self.call(*args, **kwargs))  # noqa: SLF001 - its half
+        return await self._task.send(self.call(*args, **kwargs))
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Return the dispatch without sending it; see `Task.call`."""
@@ -209,8 +213,8 @@ class TaskDecorator:
         """Register the function, and return it as a task."""
         if not callable(function):
             raise TaskInvalid(f'{function!r} is no function: write `@queue.task("its.job.type")` above a function')
-        kind = AsyncTask if inspect.iscoroutinefunction(function) else SyncTask
-        task: Task[..., Any] = kind(function, self._type, options=self._options, backoff=self._backoff, home=self._home)
+        kind = AsyncTask[..., Any] if inspect.iscoroutinefunction(function) else SyncTask[..., Any]
+        task = kind(function, self._type, options=self._options, backoff=self._backoff, home=self._home)
         self._home.add(task)
         return task
 

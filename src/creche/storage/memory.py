@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -411,7 +411,7 @@ class MemoryStorage:
     # --- wakes --------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def listen(self, queues: Collection[str]) -> AsyncIterator[Listener]:
+    async def listen(self, queues: Collection[str]) -> AsyncGenerator[Listener]:
         """See `Storage.listen`."""
         listener = _MemoryListener(queues)
         self._listeners.add(listener)
