@@ -20,6 +20,7 @@ from attrs import frozen
 from creche._job import Lease, check_seconds
 from creche._leases import Held, Verdict
 from creche._lifecycle import Aborted, Discarded, Failed, Outcome, Released, Snoozed, Succeeded
+from creche._patience import ANSWER, answered_within
 from creche._payload import Refused, describe
 from creche.abc import Backoff, Serializer, Storage
 from creche.errors import Discard, LeaseLost, NoCurrentJob, PayloadInvalid, Retry, Snooze
@@ -116,7 +117,8 @@ class Job:
         """
         seconds = check_seconds("seconds", seconds, positive=True)
         sent = anyio.current_time()
-        extension = await self._storage.extend([self.lease], seconds)
+        with answered_within(ANSWER, "an extension"):
+            extension = await self._storage.extend([self.lease], seconds)
         if self.lease in extension.lost:
             self._held.revoke(Verdict.LOST)
             raise LeaseLost(self.id)
@@ -144,6 +146,10 @@ class Handlers(Protocol):
 
     def backoff(self, type: str) -> Backoff | None:
         """Return the back-off of this job type, if it has one of its own."""
+        ...
+
+    def stuck(self) -> int:
+        """Return how many handlers still sit in threads that their attempts had to leave."""
         ...
 
 
@@ -196,6 +202,11 @@ async def _inside_lease(held: Held, call: Callable[[], Coroutine[Any, Any, bytes
             outcome = await _outcome(call)
     except Exception as error:  # noqa: BLE001 - a task group that was cancelled and failed while it cleaned up
         outcome = Failed(error=describe(error))
+    except get_cancelled_exc_class() as error:
+        if scope.cancel_called or anyio.current_effective_deadline() == -math.inf:
+            raise
+        # On asyncio a handler may let out a cancellation that nobody here asked for: of a future, or of its own task.
+        outcome = Failed(error=describe(error))
     if isinstance(outcome, Succeeded):
         return outcome  # it finished, however late; the fence decides what it is worth
     if held.verdict is Verdict.ASKED:
@@ -219,9 +230,9 @@ async def _outcome(call: Callable[[], Coroutine[Any, Any, bytes]]) -> Outcome:
         cancelled, rest = group.split(get_cancelled_exc_class())
         if cancelled is not None:
             raise _leaf(cancelled) from None  # the scope that it belongs to must see it bare
-        if isinstance(rest, ExceptionGroup):
-            return Failed(error=describe(cast("ExceptionGroup[Exception]", rest)))
-        raise
+        if rest is None or rest.subgroup((KeyboardInterrupt, GeneratorExit)) is not None:
+            raise
+        return Failed(error=describe(cast("BaseExceptionGroup[BaseException]", rest)))
     except Snooze as snooze:
         return Snoozed(delay=snooze.delay, until=snooze.until)
     except Discard as discard:

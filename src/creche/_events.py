@@ -7,12 +7,14 @@ must be short; async hooks run in a task of their own, for at most HOOK_TIMEOUT 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from inspect import isawaitable
 from typing import Any, Final
 from uuid import UUID
 
 import anyio
+from anyio import CancelScope, get_cancelled_exc_class
 from anyio.abc import TaskGroup
 from attrs import frozen
 
@@ -128,6 +130,14 @@ class Announcer:
     def __init__(self, hooks: Sequence[Hook]) -> None:
         self._hooks = hooks
         self._tasks: TaskGroup | None = None
+        self._scopes: set[CancelScope] = set()
+        self._end = math.inf
+
+    def hurry(self, seconds: float) -> None:
+        """The worker ends: whatever hooks still run, or begin from now on, end within so many seconds."""
+        self._end = anyio.current_time() + seconds
+        for scope in self._scopes:
+            scope.deadline = min(scope.deadline, self._end)
 
     def attach(self, tasks: TaskGroup) -> None:
         """Run async hooks in this task group."""
@@ -139,14 +149,19 @@ class Announcer:
             try:
                 answer = hook(event)
                 if isawaitable(answer) and self._tasks is not None:
-                    self._tasks.start_soon(_finish, hook, event, answer)
-            except Exception:  # noqa: BLE001 - whatever a hook raises stays with the hook
+                    self._tasks.start_soon(self._finish, hook, event, answer)
+            except (Exception, get_cancelled_exc_class()):  # noqa: BLE001 - nothing waits here: no cancellation is ours
                 _log.exception("hook %r failed on %s", hook, type(event).__name__)
 
-
-async def _finish(hook: Hook, event: WorkerEvent, answer: Awaitable[object]) -> None:
-    try:
-        with anyio.fail_after(HOOK_TIMEOUT, shield=True):
-            await answer
-    except Exception:  # noqa: BLE001 - whatever a hook raises stays with the hook
-        _log.exception("hook %r failed on %s", hook, type(event).__name__)
+    async def _finish(self, hook: Hook, event: WorkerEvent, answer: Awaitable[object]) -> None:
+        scope = CancelScope(deadline=min(anyio.current_time() + HOOK_TIMEOUT, self._end), shield=True)
+        self._scopes.add(scope)
+        try:
+            with scope:
+                await answer
+        except (Exception, get_cancelled_exc_class()):  # noqa: BLE001 - one that is not the scope's is the hook's own
+            _log.exception("hook %r failed on %s", hook, type(event).__name__)
+        finally:
+            self._scopes.discard(scope)
+        if scope.cancelled_caught:
+            _log.error("hook %r took too long over %s", hook, type(event).__name__)

@@ -2,16 +2,74 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+import math
+import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import anyio.to_thread
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, get_cancelled_exc_class
 
 from creche._attempt import Job
 from creche._calls import encode_result
 from creche._tasks import Tasks
 from creche.abc import Backoff, Serializer
+
+_log = logging.getLogger("creche")
+
+
+class Threads:
+    """Runs synchronous handlers in threads, and counts those that outlive their attempts.
+
+    A thread can't be ended. Its attempt can, so a slot belongs to the thread: while it runs, nobody else may have it.
+    How many run at once is decided where slots are given out, so the limiter here has no limit.
+    """
+
+    def __init__(self) -> None:
+        self._limiter = CapacityLimiter(math.inf)
+        self._lock = threading.Lock()
+        self.stuck = 0
+
+    async def run(self, function: Callable[[], Any]) -> Any:
+        """Call `function` in a thread. Cancelled, it leaves the thread to itself, and its result is thrown away."""
+        running = left = False
+
+        def in_thread() -> Any:
+            nonlocal running
+            with self._lock:
+                running = True
+                self.stuck += left
+            try:
+                return function()
+            finally:
+                with self._lock:
+                    running = False
+                    self.stuck -= left
+
+        try:
+            return await anyio.to_thread.run_sync(in_thread, abandon_on_cancel=True, limiter=self._limiter)
+        except get_cancelled_exc_class():
+            with self._lock:
+                left = True
+                self.stuck += running
+            if running:
+                _log.warning("a handler goes on in its thread, which takes a slot until it ends: %s", _name(function))
+            raise
+
+
+def is_asynchronous(function: object) -> bool:
+    """Return whether calling `function` gives a coroutine: an async function, or an object whose call is one."""
+    inner = function.func if isinstance(function, partial) else function
+    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004 - it is not called
+
+
+def _name(function: Callable[[], Any]) -> str:
+    """Return a handler's name, never its arguments: they are nobody's business."""
+    inner = function.func if isinstance(function, partial) else function
+    return getattr(inner, "__qualname__", type(inner).__name__)
 
 
 class TaskHandlers:
@@ -20,13 +78,16 @@ class TaskHandlers:
     Args:
         tasks: which.
         serializer: payloads and results pass through it.
-        threads: how many synchronous handlers run at once.
     """
 
-    def __init__(self, tasks: Tasks, serializer: Serializer, threads: CapacityLimiter) -> None:
+    def __init__(self, tasks: Tasks, serializer: Serializer) -> None:
         self._tasks = tasks
         self._serializer = serializer
-        self._threads = threads
+        self._threads = Threads()
+
+    def stuck(self) -> int:
+        """Return how many handlers still sit in threads that their attempts had to leave."""
+        return self._threads.stuck
 
     def backoff(self, type: str) -> Backoff | None:
         """Return the task's own back-off."""
@@ -41,8 +102,7 @@ class TaskHandlers:
         if task.asynchronous:
             result = await task.function(*positional, **named)
         else:
-            run = partial(task.function, *positional, **named)
-            result = await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._threads)
+            result = await self._threads.run(partial(task.function, *positional, **named))
         return encode_result(self._serializer, result, job.type)
 
 
@@ -61,6 +121,10 @@ class PlainHandler:
     def backoff(self, type: str) -> Backoff | None:  # noqa: ARG002 - part of the Protocol
         """There are no tasks here that could have one."""
         return None
+
+    def stuck(self) -> int:
+        """There are no threads here."""
+        return 0
 
     async def call(self, job: Job, payload: bytes) -> bytes:  # noqa: ARG002 - part of the Protocol
         """Run the handler; return its result as JSON text."""

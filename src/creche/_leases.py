@@ -5,13 +5,17 @@ It asks no storage; the renewer and the settler do, and write down here what the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
+from typing import Final
 
 import anyio
 from anyio import CancelScope
 
 from creche._job import Lease, ReservedJob
+
+_BACKLOG: Final = 100  # ends that may wait to be written, at least
+_GLANCE: Final = 1.0  # seconds
 
 
 class Verdict(Enum):
@@ -66,10 +70,16 @@ class Held:
 
 
 class Holdings:
-    """All leases that this worker must renew: from the reserve until the settle was answered."""
+    """All leases that this worker must renew: from the reserve until the settle was answered.
 
-    def __init__(self, limit: int) -> None:
+    Args:
+        limit: how many attempts may run at once.
+        stuck: how many handlers sit in threads that their attempts had to leave; each takes a slot until it ends.
+    """
+
+    def __init__(self, limit: int, stuck: Callable[[], int] = lambda: 0) -> None:
         self.limit = limit
+        self._stuck = stuck
         self._held: dict[Lease, Held] = {}
         self._running = 0
         self._room = anyio.Event()
@@ -86,8 +96,9 @@ class Holdings:
 
     @property
     def room(self) -> int:
-        """How many more attempts may run."""
-        return self.limit - self._running
+        """How many more attempts may run; none while too many ends wait to be written."""
+        backlog = max(2 * self.limit, _BACKLOG)
+        return min(self.limit - self._running - self._stuck(), backlog - len(self._held))
 
     def take(self, held: Held) -> None:
         """A reserved job arrived: it occupies a slot, and its lease must be renewed."""
@@ -102,10 +113,12 @@ class Holdings:
     def drop(self, held: Held) -> None:
         """The lease is settled, or lost: renew it no more."""
         self._held.pop(held.lease, None)
+        self._room.set()
 
     async def wait_for_room(self) -> int:
         """Wait until at least one attempt may run; return how many."""
         while self.room <= 0:
             self._room = anyio.Event()
-            await self._room.wait()
+            with anyio.move_on_after(_GLANCE):  # a thread that ends rings no bell
+                await self._room.wait()
         return self.room

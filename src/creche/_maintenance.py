@@ -6,12 +6,13 @@ import random
 from typing import Final
 
 from creche._job import Retention
-from creche._patience import Patience
+from creche._patience import Patience, answered_within
 from creche._wake import Alarm, Doorbell
 from creche.abc import Storage
 from creche.errors import StorageError
 
 _LIMIT: Final = 1_000
+_ROUND: Final = 30.0  # seconds
 _BREATH: Final = 0.01  # seconds: what is due and was not promoted is in a rival's hands at this moment
 
 
@@ -42,7 +43,8 @@ class Maintainer:
         while True:
             self._alarm.reset()
             try:
-                upkeep = await self._storage.maintain(_LIMIT, retention=self._retention)
+                with answered_within(_ROUND, "a round of upkeep"):
+                    upkeep = await self._storage.maintain(_LIMIT, retention=self._retention)
             except StorageError as error:
                 await patience.after(error)
                 continue

@@ -1,4 +1,4 @@
-"""How long to wait for a storage that can't be reached: back-off with jitter, one log line per change of state.
+"""How long to wait for a storage: a deadline on every call; back-off with jitter, one log line per change of state.
 
 It calls no storage itself.
 """
@@ -7,12 +7,28 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Final
 
 import anyio
 
-from creche.errors import StorageError
+from creche.errors import StorageError, StorageUnavailable
 
 _log = logging.getLogger("creche")
+
+
+ANSWER: Final = 10.0  # seconds; what a lease hangs on has less
+
+
+@contextmanager
+def answered_within(seconds: float, what: str) -> Generator[None]:
+    """Give a storage's call a deadline of our own, for an adapter may forget one: StorageUnavailable if it passes."""
+    try:
+        with anyio.fail_after(seconds):
+            yield
+    except TimeoutError as error:
+        raise StorageUnavailable(f"no answer to {what} in {seconds:g} s") from error
 
 
 class Patience:

@@ -7,8 +7,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, overload
+from typing import Any, Final, Self, TypeVar, cast, overload
 from uuid import UUID
+
+from attrs import evolve
 
 from creche import _waiting
 from creche._calls import DEFAULTS, Call, Options, encode_payload, make_options
@@ -54,6 +56,7 @@ class Queue:
         self._foreign: set[str] = set()
         self._waiters = _waiting.Waiters(self._storage)
         self._stack: AsyncExitStack | None = None
+        self._entered = False
         self.tasks: Final = Tasks()
         self.tasks.bind(self)
 
@@ -78,21 +81,30 @@ class Queue:
         return self._serializer
 
     async def __aenter__(self) -> Self:
-        if self._stack is not None:
-            raise OptionInvalid("queue", self, "it is open already: one `async with queue:` at a time")
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._storage)
-            services = await stack.enter_async_context(background())
-            self._waiters = _waiting.Waiters(self._storage)
-            services.start_soon(self._waiters.run, name="receipts")
-            self._stack = stack.pop_all()
+        if self._entered:
+            hint = "open already: put one `async with queue:` around all that uses it, workers too"
+            raise OptionInvalid("queue", self, hint)
+        self._entered = True
+        try:
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(self._storage)
+                services = await stack.enter_async_context(background())
+                self._waiters = _waiting.Waiters(self._storage)
+                services.start_soon(self._waiters.run, name="receipts")
+                self._stack = stack.pop_all()
+        except BaseException:
+            self._entered = False
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         stack, self._stack = self._stack, None
-        return None if stack is None else await stack.__aexit__(kind, error, trace)
+        try:
+            return None if stack is None else await stack.__aexit__(kind, error, trace)
+        finally:
+            self._entered = False
 
     async def migrate(self) -> Sequence[str]:
         """Bring the database's schema to this version; return the names of the migrations that were applied.
@@ -136,7 +148,20 @@ class Queue:
     # --- dispatch -----------------------------------------------------------------------------------
 
     @overload
-    async def dispatch(self, what: Call[R], /) -> Receipt[R]: ...
+    async def dispatch(
+        self,
+        what: Call[R],
+        /,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        delay: float | timedelta | None = None,
+        available_at: datetime | None = None,
+        max_attempts: int | None = None,
+        idempotency_key: str | None = None,
+        result_ttl: float | timedelta | None = None,
+        unique: bool | None = None,
+    ) -> Receipt[R]: ...
     @overload
     async def dispatch(
         self,
@@ -162,8 +187,8 @@ class Queue:
 
         Args:
             what: the call, or the job type.
-            payload: an object of the handler's arguments by name; None for none.
-            options: see `Task.options`.
+            payload: an object of the handler's arguments by name; None for none. A call has its own already.
+            options: see `Task.options`; they come before those of the call.
 
         Raises:
             UnknownType: no such task, and nothing says that there is one elsewhere; lists near names.
@@ -172,8 +197,12 @@ class Queue:
             StorageUnavailable: the database can't be reached. The job may have been written; with an
                 idempotency key it can be sent again without harm.
         """
-        call = what if isinstance(what, Call) else self._call(what, payload, make_options(**options))
-        return await self.dispatch_call(call)
+        asked = make_options(**options)
+        if not isinstance(what, Call):
+            return await self.dispatch_call(self._call(what, payload, asked))
+        if payload is not None:
+            raise OptionInvalid("payload", payload, "a call has its arguments already: give them to `task.call(…)`")
+        return await self.dispatch_call(evolve(what, options=asked.over(what.options)))
 
     async def dispatch_call(self, call: Call[R]) -> Receipt[R]:
         """Send one call."""
@@ -183,14 +212,17 @@ class Queue:
         """Ask for many jobs in one statement, all or nothing; return their receipts in order.
 
         Raises:
+            OptionInvalid: one of them is no call.
             QueueNotOpen, StorageUnavailable: see `dispatch`.
         """
         storage = self._open()
-        asked = list(calls)
+        asked = _calls(calls)
         insertions = await storage.insert([self._new_job(call) for call in asked])
         return [issue(insertion, self, call.returns) for call, insertion in zip(asked, insertions, strict=True)]
 
     def _call(self, type: str, payload: object, options: Options) -> Call[Any]:
+        if isinstance(type, Task):
+            raise OptionInvalid("type", type, "a call, made by `task.call(…)`, or a job type's name")
         check_name("type", type)
         if type in self.tasks:
             task: Task[..., Any] = self.tasks.get(type)
@@ -304,6 +336,17 @@ class Queue:
         if self._stack is None:
             raise QueueNotOpen
         return self._storage
+
+
+def _calls(calls: object) -> list[Call[Any]]:
+    rule = "calls, made by `task.call(…)`"
+    if not isinstance(calls, Iterable):
+        raise OptionInvalid("calls", calls, rule)
+    asked: list[Any] = list(cast("Iterable[Any]", calls))
+    for each in asked:
+        if not isinstance(each, Call):
+            raise OptionInvalid("calls", each, rule)
+    return asked
 
 
 def _uuid(job_id: UUID | str) -> UUID:

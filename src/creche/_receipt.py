@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 from uuid import UUID
 
 import anyio
@@ -13,7 +13,9 @@ from attrs import field, frozen
 from creche._job import Insertion, JobRecord, Status, seconds
 from creche._payload import Refused
 from creche.abc import Serializer
-from creche.errors import JobCancelled, JobFailed, JobNotFound, ResultInvalid, WaitTimeout
+from creche.errors import JobCancelled, JobFailed, JobNotFound, ResultInvalid, StorageError, WaitTimeout
+
+_LAST_LOOK: Final = 1.0  # seconds, after a wait's own time is over
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -74,15 +76,23 @@ class Receipt(Generic[R_co]):
             JobCancelled: it was cancelled.
             JobNotFound: its row is gone: its retention was over.
             ResultInvalid: the result doesn't fit the annotation that it is read for.
-            WaitTimeout: it is not over yet; it goes on.
+            WaitTimeout: it is not over yet, or nobody can tell; it goes on. `wait(0)` looks once.
+            QueueNotOpen: the queue was closed meanwhile.
 
         Cancelling the wait, or letting it time out, never touches the job.
         """
         limit = math.inf if timeout is None else seconds("timeout", timeout)
         with anyio.move_on_after(limit):
-            record = await self._office.wait_for(self.job_id)
-            return self._value(record)
-        raise WaitTimeout(self.job_id, limit, (await self.refresh()).status)
+            return self._value(await self._office.wait_for(self.job_id))
+        record = None
+        with anyio.move_on_after(_LAST_LOOK):
+            try:
+                record = await self._office.look_up(self.job_id)
+            except StorageError as error:
+                raise WaitTimeout(self.job_id, limit, None) from error
+            if record is None or not record.status.active:
+                return self._value(record)
+        raise WaitTimeout(self.job_id, limit, record and record.status)
 
     async def refresh(self) -> Receipt[R_co]:
         """Return a new receipt that says how things stand now.

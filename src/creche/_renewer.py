@@ -8,9 +8,9 @@ import anyio
 from anyio import CancelScope
 
 from creche._leases import Held, Holdings, Verdict
-from creche._patience import Patience
+from creche._patience import Patience, answered_within
 from creche.abc import Storage
-from creche.errors import StorageError, StorageUnavailable
+from creche.errors import StorageError
 
 
 class Renewer:
@@ -66,11 +66,8 @@ class Renewer:
 
     async def _renew(self, held: list[Held]) -> None:
         sent = anyio.current_time()  # before the statement: the database counts from later
-        try:
-            with anyio.fail_after(self._lease / 3):
-                extension = await self._storage.extend([each.lease for each in held], self._lease)
-        except TimeoutError as error:
-            raise StorageUnavailable("no answer to a renewal in time") from error
+        with answered_within(self._lease / 3, "a renewal"):
+            extension = await self._storage.extend([each.lease for each in held], self._lease)
         for each in held:
             if each.lease in extension.lost:
                 if self._holdings.get(each.lease) is each:  # it may have been settled while we asked

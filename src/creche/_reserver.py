@@ -13,10 +13,10 @@ from attrs import frozen
 from creche._ids import new_nonce
 from creche._job import Reservation
 from creche._leases import Held, Holdings
-from creche._patience import Patience
+from creche._patience import Patience, answered_within
 from creche._wake import Alarm, Doorbell
 from creche.abc import Storage
-from creche.errors import StorageError, StorageUnavailable
+from creche.errors import StorageError
 
 _BATCH: Final = 500
 _LAST_MOMENT: Final = 2.0  # seconds
@@ -121,15 +121,12 @@ class Reserver:
 
     async def _ask(self, room: int) -> Reservation:
         order = self._order
-        try:
-            with anyio.fail_after(order.lease / 2):
-                return await self._storage.reserve(
-                    order.queues,
-                    room,
-                    lease=order.lease,
-                    worker=order.worker,
-                    nonce=new_nonce(),
-                    types=order.types,
-                )
-        except TimeoutError as error:
-            raise StorageUnavailable("no answer to a reserve in time") from error
+        with answered_within(order.lease / 2, "a reserve"):
+            return await self._storage.reserve(
+                order.queues,
+                room,
+                lease=order.lease,
+                worker=order.worker,
+                nonce=new_nonce(),
+                types=order.types,
+            )

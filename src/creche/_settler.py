@@ -16,13 +16,14 @@ from attrs import evolve, frozen
 
 from creche._job import Event, Failure, Settlement
 from creche._leases import Held, Holdings
-from creche._patience import Patience
+from creche._patience import Patience, answered_within
 from creche.abc import Storage
 from creche.errors import StatementRejected, StorageUnavailable
 
 _log = logging.getLogger("creche")
 
 _BATCH: Final = 500
+_UNSPEAKABLE: Final = "the database refused to store what this error says; the worker's log has it"
 
 
 @frozen(kw_only=True)
@@ -38,12 +39,16 @@ class Settler:
 
     Args:
         storage: where to.
+        timeout: seconds until a settle is sent again; a good deal less than a lease.
         holdings: leases are dropped from it when they are settled or lost.
         answered: called with each end and whether the storage accepted it.
     """
 
-    def __init__(self, storage: Storage, holdings: Holdings, answered: Callable[[Ended, bool], None]) -> None:
+    def __init__(
+        self, storage: Storage, holdings: Holdings, *, timeout: float, answered: Callable[[Ended, bool], None]
+    ) -> None:
         self._storage = storage
+        self._timeout = timeout
         self._holdings = holdings
         self._answered = answered
         self._waiting: list[Ended] = []
@@ -87,7 +92,8 @@ class Settler:
         patience = Patience("settler", shortest=0.05, longest=1.0)
         while batch:
             try:
-                settled = await self._storage.settle([ended.settlement for ended in batch])
+                with answered_within(self._timeout, "a settle"):
+                    settled = await self._storage.settle([ended.settlement for ended in batch])
             except StorageUnavailable as error:
                 await patience.after(error)
                 batch = self._still_held(batch)
@@ -113,6 +119,9 @@ class Settler:
             refused = Failure(type="creche.errors.StatementRejected", message=str(error))
             failed = evolve(ended.settlement, event=Event.DISCARD, result=None, error=refused)
             await self._write([evolve(ended, settlement=failed)])
+        elif ended.settlement.error is not None and ended.settlement.error.message != _UNSPEAKABLE:
+            plain = Failure(type=ended.settlement.error.type.encode("ascii", "replace").decode(), message=_UNSPEAKABLE)
+            await self._write([evolve(ended, settlement=evolve(ended.settlement, error=plain))])
         else:
             self._finish(ended, accepted=False)
 

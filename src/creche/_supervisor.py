@@ -93,11 +93,11 @@ class Supervisor:
         self._handlers = handlers
         self._settled = settled
         self._announcer = events.Announcer(settings.hooks)
-        self._holdings = Holdings(settings.concurrency)
+        self._holdings = Holdings(settings.concurrency, handlers.stuck)
         self._doorbell = Doorbell(settings.poll_interval)
         self._alarm = Alarm()
         self._runner = Runner(handlers, storage=storage, serializer=serializer, margin=settings.margin)
-        self._settler = Settler(storage, self._holdings, self._answered)
+        self._settler = Settler(storage, self._holdings, timeout=settings.lease / 3, answered=self._answered)
         self._renewer = Renewer(
             storage, self._holdings, lease=settings.lease, margin=settings.margin, renewed=self._renewed
         )
@@ -151,6 +151,7 @@ class Supervisor:
                     self._attempts.cancel_scope.deadline = anyio.current_time() + grace
             finally:
                 self._settler.close(FAREWELL)
+                self._announcer.hurry(FAREWELL)
                 services.start_soon(self._end_with_the_last_settle, name="farewell")
 
     async def _take_in(self, task_status: TaskStatus[None]) -> None:
@@ -225,7 +226,7 @@ class Supervisor:
         self._tell(events.JobAcked, held)
         if settlement.event in BURIES:
             self._tell(events.JobDeadLettered, held, error=settlement.error)
-        if settlement.event is Event.RETRY:
+        if settlement.event in {Event.RETRY, Event.SNOOZE} and settlement.available_at is None:
             self._alarm.due_in(settlement.delay)
         self._settled(held.job.id)
 

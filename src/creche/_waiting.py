@@ -12,9 +12,9 @@ import anyio
 from attrs import define, field
 
 from creche._job import JobRecord
-from creche._patience import Patience
+from creche._patience import ANSWER, Patience, answered_within
 from creche.abc import Storage
-from creche.errors import StorageError
+from creche.errors import QueueNotOpen, StatementRejected, StorageError
 
 _SOON: Final = 0.02  # seconds
 _SELDOM: Final = 0.5
@@ -24,6 +24,7 @@ _SELDOM: Final = 0.5
 class _Waiter:
     over: anyio.Event = field(factory=anyio.Event)
     record: JobRecord | None = None
+    error: Exception | None = None
 
 
 class Waiters:
@@ -36,7 +37,12 @@ class Waiters:
         self._look = anyio.Event()
 
     async def wait(self, job_id: UUID) -> JobRecord | None:
-        """Wait until a job is over; return its row, or None if there is no such job."""
+        """Wait until a job is over; return its row, or None if there is no such job.
+
+        Raises:
+            QueueNotOpen: the queue was closed meanwhile.
+            StatementRejected: the job's row can't be read.
+        """
         waiter = _Waiter()
         self._waiters.setdefault(job_id, set()).add(waiter)
         self._interval = _SOON
@@ -48,6 +54,8 @@ class Waiters:
             waiting.discard(waiter)
             if not waiting:
                 self._waiters.pop(job_id, None)
+        if waiter.error is not None:
+            raise waiter.error
         return waiter.record
 
     def settled(self, job_id: UUID) -> None:
@@ -57,6 +65,13 @@ class Waiters:
 
     async def run(self) -> None:
         """Look, while anybody waits, until cancelled."""
+        try:
+            await self._look_and_look()
+        finally:
+            for job_id in list(self._waiters):
+                self._answer(job_id, self._waiters[job_id], QueueNotOpen())
+
+    async def _look_and_look(self) -> None:
         patience = Patience("receipts")
         while True:
             if not self._waiters:
@@ -74,11 +89,40 @@ class Waiters:
             self._interval = min(_SELDOM, self._interval * 1.5)
 
     async def _tell(self) -> None:
-        asked = list(self._waiters)
-        records = await self._storage.find(asked)
-        for job_id in asked:
+        # Whoever joins while the question is on its way is told by the next answer: this one may be older.
+        asked = {job_id: set(waiters) for job_id, waiters in self._waiters.items()}
+        try:
+            with answered_within(ANSWER, "a look at jobs that are waited for"):
+                records = await self._storage.find(list(asked))
+        except StatementRejected:
+            await self._tell_one_by_one(asked)
+            return
+        for job_id, waiters in asked.items():
             record = records.get(job_id)
             if record is None or not record.status.active:
-                for waiter in self._waiters.pop(job_id, set()):
-                    waiter.record = record
-                    waiter.over.set()
+                self._answer(job_id, waiters, record)
+
+    async def _tell_one_by_one(self, asked: dict[UUID, set[_Waiter]]) -> None:
+        """Something about one of them can't be read: that is no reason to keep the others waiting."""
+        for job_id, waiters in asked.items():
+            try:
+                with answered_within(ANSWER, "a look at a job that is waited for"):
+                    record = (await self._storage.find([job_id])).get(job_id)
+            except StatementRejected as error:
+                self._answer(job_id, waiters, error)
+            else:
+                if record is None or not record.status.active:
+                    self._answer(job_id, waiters, record)
+
+    def _answer(self, job_id: UUID, waiters: set[_Waiter], answer: JobRecord | Exception | None) -> None:
+        for waiter in list(waiters):
+            if isinstance(answer, Exception):
+                waiter.error = answer
+            else:
+                waiter.record = answer
+            waiter.over.set()
+        left = self._waiters.get(job_id, set()) - waiters
+        if left:
+            self._waiters[job_id] = left
+        else:
+            self._waiters.pop(job_id, None)

@@ -15,11 +15,12 @@ import anyio
 
 from creche._patience import Patience
 from creche.abc import Storage
-from creche.errors import ListenerDeaf, StorageUnavailable
+from creche.errors import StorageError, StorageUnavailable
 
 _log = logging.getLogger("creche")
 
 _EAGER: Final = 0.05  # seconds between polls right after there was work, where nothing else would tell
+_STEADY: Final = 5.0  # seconds that a listener must have lived for its end to be a new trouble
 _HEARING_AGAIN: Final = 60.0  # seconds until a storage that heard nothing is asked to listen once more
 
 
@@ -99,18 +100,21 @@ class Listening:
             return
         patience = Patience("listener")
         while True:
+            since = anyio.current_time()
             try:
                 async with self._storage.listen(self._queues) as listener:
-                    patience.success()
                     self._doorbell.listening = True
                     self._doorbell.ring()  # wakes may have been missed meanwhile
                     while True:
                         await listener.wait()
+                        patience.success()
                         self._doorbell.ring()
             except StorageUnavailable as error:
                 self._doorbell.listening = False
+                if anyio.current_time() - since > _STEADY:  # not one that breaks as soon as it is made
+                    patience.success()
                 await patience.after(error)
-            except ListenerDeaf as error:
+            except StorageError as error:  # it hears nothing, or the database won't have it: polling will do
                 self._doorbell.listening = False
                 _log.warning("listener: %s; polling instead", error)
                 await anyio.sleep(_HEARING_AGAIN)

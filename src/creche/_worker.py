@@ -11,20 +11,20 @@ from types import TracebackType
 from typing import Final, Self
 
 import anyio
-from anyio import TASK_STATUS_IGNORED, CapacityLimiter, create_task_group
+from anyio import TASK_STATUS_IGNORED, create_task_group
 from anyio.abc import TaskGroup, TaskStatus
 
 from creche._attempt import Handlers, Job
 from creche._backoff import ExponentialBackoff
 from creche._events import Hook
-from creche._handlers import PlainHandler, TaskHandlers
+from creche._handlers import PlainHandler, TaskHandlers, is_asynchronous
 from creche._ids import new_worker_name
 from creche._job import Retention, check_integer, check_name, seconds
 from creche._queue import Queue
 from creche._supervisor import Settings, Supervisor
 from creche._tasks import queues_of
 from creche.abc import Backoff
-from creche.errors import OptionInvalid, UsageError
+from creche.errors import OptionInvalid, TaskInvalid, UsageError
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -75,9 +75,12 @@ class Worker:
         self._poll_interval = seconds("poll_interval", poll_interval, positive=True)
         self._retention = retention or Retention()
         self._hooks = tuple(hooks)
+        if handler is not None and not is_asynchronous(handler):
+            raise TaskInvalid(f"{handler!r}: a worker's one handler is async: `async def handle(job: Job)`")
         self._handler = handler
         self._name = name
         self._supervisor: Supervisor | None = None
+        self._running = self._stopping = False
         self._tasks: TaskGroup | None = None
 
     def __repr__(self) -> str:
@@ -93,6 +96,7 @@ class Worker:
 
         A second call skips the grace. Returns at once; `run` returns when it is done.
         """
+        self._stopping = self._running
         if self._supervisor is not None:
             self._supervisor.stop()
 
@@ -115,19 +119,23 @@ class Worker:
         """
         if signals is None:
             signals = task_status is TASK_STATUS_IGNORED and _signals_are_free()
-        async with AsyncExitStack() as stack:
-            if not self._queue.is_open:
-                await stack.enter_async_context(self._queue)
-            if self._supervisor is not None:
-                raise UsageError(f"{self!r} runs already: make another worker")
-            supervisor = self._supervisor = self._make_supervisor()
-            try:
+        if self._running:
+            raise UsageError(f"{self!r} runs already: make another worker")
+        self._running, self._stopping = True, False
+        try:
+            async with AsyncExitStack() as stack:
+                if not self._queue.is_open:
+                    await stack.enter_async_context(self._queue)
+                supervisor = self._supervisor = self._make_supervisor()
+                if self._stopping:  # while the queue was being opened
+                    supervisor.stop()
                 if signals:
                     await _run_with_signals(supervisor, task_status)
                 else:
                     await supervisor.run(task_status=task_status)
-            finally:
-                self._supervisor = None
+        finally:
+            self._supervisor = None
+            self._running = False
 
     async def __aenter__(self) -> Self:
         tasks = create_task_group()
@@ -163,10 +171,11 @@ class Worker:
         if self._handler is not None:
             handlers, types = PlainHandler(self._handler, queue.serializer), None
         else:
-            handlers = TaskHandlers(queue.tasks, queue.serializer, CapacityLimiter(self._concurrency))
+            handlers = TaskHandlers(queue.tasks, queue.serializer)
             types = queue.tasks.types
             if not types:
-                raise UsageError(f"{queue!r} has none: register one with `@queue.task(…)`, or give `handler=`")
+                hint = "register one with `@queue.task(…)`, or give `handler=`"
+                raise UsageError(f"{queue!r} has no task that a worker could run: {hint}")
         settings = Settings(
             name=f"{self._name}:{new_worker_name()}" if self._name else new_worker_name(),
             queues=self._queues or queues_of(list(queue.tasks)),

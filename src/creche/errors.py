@@ -1,4 +1,4 @@
-"""Every exception of creche, one root, grouped by who can act on it. It raises none of them.
+"""Every exception of creche, one root, grouped by who can act on it. A signal that makes no sense raises; nothing else here does.
 
 An error says what to do next and carries its facts as attributes; the message is built in the class.
 """
@@ -6,7 +6,7 @@ An error says what to do next and carries its facts as attributes; the message i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -34,6 +34,7 @@ __all__ = [
     "StorageError",
     "StorageUnavailable",
     "TaskInvalid",
+    "TasksNotIncluded",
     "TypeTaken",
     "UnknownDSN",
     "UnknownType",
@@ -79,6 +80,13 @@ class OptionInvalid(UsageError, ValueError):
 
 class TaskInvalid(UsageError, TypeError):
     """A function can't be a task, or a callable can't be a hook; the message says why."""
+
+
+class TasksNotIncluded(UsageError):
+    """A task of a registry that no queue has included can't be dispatched: there is nowhere to send it."""
+
+    def __init__(self) -> None:
+        super().__init__("these tasks belong to no queue: queue.include(tasks)")
 
 
 class TypeTaken(UsageError):
@@ -236,7 +244,8 @@ class WaitTimeout(JobError, TimeoutError):
     def __init__(self, job_id: UUID, timeout: float, status: Any) -> None:
         self.timeout = timeout
         self.status = status
-        super().__init__(job_id, f"job {job_id} is still {status} after {timeout:g} s")
+        state = f"is still {status}" if status else "can't be looked up, and was not over"
+        super().__init__(job_id, f"job {job_id} {state} after {timeout:g} s")
 
 
 # --- a handler steers its own job -------------------------------------------------------------------
@@ -251,13 +260,14 @@ class Retry(Steer):
 
     Args:
         reason: what the job's error record will say.
-        delay: seconds until the next attempt; None leaves it to the back-off. On the last attempt
+        delay: seconds, or a timedelta, until the next attempt; None leaves it to the back-off. On the last attempt
             the job fails all the same.
     """
 
-    def __init__(self, reason: str = "the handler asked for a retry", *, delay: float | None = None) -> None:
-        if delay is not None and not 0 <= delay < float("inf"):
-            raise OptionInvalid("delay", delay, "seconds, zero or more, or None for the back-off")
+    def __init__(
+        self, reason: str = "the handler asked for a retry", *, delay: float | timedelta | None = None
+    ) -> None:
+        delay = None if delay is None else _seconds("delay", delay)
         self.reason = reason
         self.delay = delay
         super().__init__(reason)
@@ -267,20 +277,16 @@ class Snooze(Steer):
     """Raise it to put the job off: the attempt is given back.
 
     Args:
-        delay: seconds from now, by the database's clock.
+        delay: seconds, or a timedelta, from now, by the database's clock.
         until: instead of `delay`, an aware datetime.
     """
 
-    def __init__(self, delay: float | None = None, *, until: datetime | None = None) -> None:
+    def __init__(self, delay: float | timedelta | None = None, *, until: datetime | None = None) -> None:
         if (delay is None) == (until is None):
             raise OptionInvalid("delay", delay, "give exactly one of `delay` and `until`")
-        if delay is not None and not 0 <= delay < float("inf"):
-            raise OptionInvalid("delay", delay, "seconds, zero or more")
-        if until is not None and until.tzinfo is None:
-            raise OptionInvalid("until", until, "an aware datetime: datetime.now(UTC) + timedelta(hours=1)")
-        self.delay = delay
-        self.until = until
-        super().__init__(f"snoozed until {until}" if until else f"snoozed for {delay} s")
+        self.delay = None if delay is None else _seconds("delay", delay)
+        self.until = None if until is None else check_moment("until", until)
+        super().__init__(f"snoozed for {self.delay} s" if self.until is None else f"snoozed until {self.until}")
 
 
 class Discard(Steer):
@@ -293,3 +299,24 @@ class Discard(Steer):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(reason)
+
+
+def _seconds(option: str, value: object) -> float:
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise OptionInvalid(option, value, "seconds, zero or more, or a timedelta")
+    return value
+
+
+def check_moment(option: str, value: object) -> datetime:
+    """Return a moment in UTC that every engine can store, or raise OptionInvalid."""
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        raise OptionInvalid(option, value, "an aware datetime, such as datetime.now(UTC) + timedelta(hours=1)")
+    try:
+        moment = value.astimezone(UTC)
+    except OverflowError:
+        moment = None
+    if moment is None or not 1000 <= moment.year <= 9000:
+        raise OptionInvalid(option, value, "a moment between the years 1000 and 9000, in UTC")
+    return moment

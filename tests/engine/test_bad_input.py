@@ -23,6 +23,7 @@ from creche import (
     Snooze,
     TaskInvalid,
     Tasks,
+    TasksNotIncluded,
     TypeTaken,
     UnknownDSN,
     WaitTimeout,
@@ -212,6 +213,13 @@ def test_a_function_that_cannot_be_a_task() -> None:
     assert len(tasks) == 0
 
 
+def test_a_workers_one_handler_is_async() -> None:
+    def handle(job: object) -> None: ...
+
+    with pytest.raises(TaskInvalid, match="async def handle"):
+        Worker(Queue("memory://"), handler=handle)  # type: ignore[arg-type]
+
+
 def test_one_type_has_one_task() -> None:
     tasks, queue = Tasks(), Queue("memory://")
 
@@ -247,7 +255,7 @@ async def test_tasks_that_belong_to_no_queue_say_so() -> None:
     @tasks.task("work")
     async def work() -> None: ...
 
-    with pytest.raises(QueueNotOpen):
+    with pytest.raises(TasksNotIncluded, match=r"queue\.include\(tasks\)"):
         await work.dispatch()
 
 
