@@ -14,7 +14,7 @@ from uuid import UUID
 
 from attrs import Attribute, field, frozen
 
-from creche.errors import OptionInvalid
+from creche.errors import OptionInvalid, check_moment
 
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_MAX_ATTEMPTS: Final = 3
@@ -90,11 +90,16 @@ def check_integer(option: str, value: object, low: int, high: int) -> int:
     return value
 
 
-def check_aware(option: str, value: object) -> datetime:
-    """Return a datetime that knows its offset from UTC, or raise OptionInvalid."""
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        raise OptionInvalid(option, value, "an aware datetime, such as datetime.now(UTC) + timedelta(hours=1)")
+def check_boolean(option: str, value: object) -> bool:
+    """Return True or False, or raise OptionInvalid: a 1 or a "no" was meant as something else."""
+    if not isinstance(value, bool):
+        raise OptionInvalid(option, value, "True or False")
     return value
+
+
+def check_aware(option: str, value: object) -> datetime:
+    """Return a moment in UTC that every engine can store, or raise OptionInvalid."""
+    return check_moment(option, value)
 
 
 def _name(limit: int = NAME_LIMIT) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import field, frozen
 
 from creche._backoff import ExponentialBackoff
-from creche._job import DELAY_LIMIT, Event, Failure, Lease, Settlement, Status, check_seconds
+from creche._job import DELAY_LIMIT, Event, Failure, Lease, Settlement, Status, seconds
 
 if TYPE_CHECKING:
     from creche.abc import Backoff
@@ -170,7 +170,7 @@ def decide(case: Case, outcome: Outcome) -> Settlement:
 def _delay(backoff: Backoff, attempt: int) -> float | None:
     try:
         delay = backoff.delay(attempt)
-        return None if delay is None else check_seconds("delay", delay)
+        return None if delay is None else seconds("delay", delay)
     except Exception:  # noqa: BLE001, S110 - whatever a strategy raises, the attempt still needs a delay
         pass
     return ExponentialBackoff().delay(attempt)

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 from uuid import UUID
@@ -74,8 +74,10 @@ class Capabilities:
 class Backoff(Protocol):
     """From an attempt's number to the delay before the next one."""
 
-    def delay(self, attempt: int) -> float | None:
-        """Return seconds, zero or more, to wait after attempt number `attempt` (from 1); None gives up for good."""
+    def delay(self, attempt: int) -> float | timedelta | None:
+        """Return how long to wait after attempt number `attempt` (from 1), in seconds or as a timedelta, zero or
+        more; None gives up for good.
+        """
         ...
 
 

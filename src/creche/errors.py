@@ -1,4 +1,4 @@
-"""Every exception of creche, one root, grouped by who can act on it. A signal that makes no sense raises; nothing else here does.
+"""Every exception of creche, one root, grouped by who can act on it. It raises none, but for a signal without sense.
 
 An error says what to do next and carries its facts as attributes; the message is built in the class.
 """
