@@ -14,6 +14,7 @@ from creche._job import (
     MAX_ATTEMPTS_LIMIT,
     PRIORITY_LIMIT,
     check_aware,
+    check_boolean,
     check_integer,
     check_name,
     seconds,
@@ -44,6 +45,8 @@ class Options:
         due = self.delay is not None or self.available_at is not None
         if due:  # a delay of the call's own replaces a task's moment, and the other way round
             base = evolve(base, delay=None, available_at=None)
+        if self.unique is False:  # a ttl of the base's would switch single flight on again
+            base = evolve(base, result_ttl=None)
         return evolve(base, **{name: value for name, value in given.items() if value is not None})
 
     @property
@@ -78,7 +81,7 @@ def make_options(
         else check_integer("max_attempts", max_attempts, 1, MAX_ATTEMPTS_LIMIT),
         idempotency_key=None if idempotency_key is None else check_name("idempotency_key", idempotency_key, KEY_LIMIT),
         result_ttl=None if result_ttl is None else seconds("result_ttl", result_ttl),
-        unique=unique,
+        unique=None if unique is None else check_boolean("unique", unique),
     )
 
 

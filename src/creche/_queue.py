@@ -342,7 +342,7 @@ def _calls(calls: object) -> list[Call[Any]]:
     rule = "calls, made by `task.call(…)`"
     if not isinstance(calls, Iterable):
         raise OptionInvalid("calls", calls, rule)
-    asked: list[Any] = list(cast("Iterable[Any]", calls))
+    asked: list[Any] = list(cast("Iterable[object]", calls))
     for each in asked:
         if not isinstance(each, Call):
             raise OptionInvalid("calls", each, rule)

@@ -121,6 +121,7 @@ async def calls() -> None:
     assert_type(generate_report.call(2024), Call[Report])
     assert_type(post.call(2.5), Call[None])
     assert_type(await queue.dispatch(generate_report.call(2024)), Receipt[Report])
+    assert_type(await queue.dispatch(generate_report.call(2024), priority=10), Receipt[Report])
     assert_type(await queue.dispatch("report.generate", {"year": 2024}), Receipt[Any])
     assert_type(
         await queue.dispatch(

@@ -116,7 +116,7 @@ async def results() -> None:
 async def facade() -> None:
     await queue.dispatch(generate_report)  # wrong
     await queue.dispatch(generate_report, 2024)  # wrong
-    await queue.dispatch(generate_report.call(2024), priority=10)  # wrong
+    await queue.dispatch(generate_report.call(2024), priority="10")  # wrong
     await queue.dispatch(generate_report.call(2024), {"year": 2024})  # wrong
     await queue.dispatch("report.generate", year=2024)  # wrong
     await queue.dispatch("report.generate", {"year": 2024}, dealy=60)  # wrong
