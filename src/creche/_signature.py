@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from typing import Any, Final
+from typing import Any, Final, Never, NoReturn, Optional, cast
 
+import attrs
 import msgspec
+from msgspec.inspect import CustomType, DataclassType, Field, Type, type_info
 
 from creche._attempt import Job
-from creche._payload import Refused, refusal, to_plain
+from creche._payload import JSONSerializer, Refused, refusal, to_plain
 from creche.abc import Serializer
 from creche.errors import PayloadInvalid, TaskInvalid
+
+_POSITIONAL: Final = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+_PLAIN: Final = (dict, list, str, int, float, bool, type(None))  # what JSON decodes to by itself
 
 
 class Signature:
@@ -21,22 +26,24 @@ class Signature:
     Args:
         function: the handler.
         type: its job type, for messages.
+        serializer: what its arguments will pass through; None if that isn't known yet.
     """
 
-    def __init__(self, function: Callable[..., Any], type: str) -> None:
+    def __init__(self, function: Callable[..., Any], type: str, serializer: Serializer | None = None) -> None:
         self._type = type
         try:
             signature = inspect.signature(function, eval_str=True)
-        except (NameError, TypeError, ValueError) as error:
+        except Exception as error:  # an annotation is code: it may raise anything
             raise TaskInvalid(f"{function!r}: its signature can't be read: {error}") from error
         parameters = list(signature.parameters.values())
-        self.takes_job: Final = bool(parameters) and parameters[0].annotation is Job
+        first = parameters[0] if parameters else None
+        self.takes_job: Final = first is not None and first.annotation is Job and first.kind in _POSITIONAL
         if self.takes_job:
             del parameters[0]
         for parameter in parameters:
             if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
                 raise TaskInvalid(f"{function!r}: *{parameter.name}: a payload needs a name for each argument")
-        self.returns: Final = Any if signature.return_annotation is signature.empty else signature.return_annotation
+        self.returns: Final = _returns(signature)
         self._signature = inspect.Signature(parameters)
         self._positional = [each.name for each in parameters if each.kind is each.POSITIONAL_ONLY]
         self._named = [each.name for each in parameters if each.kind is not each.POSITIONAL_ONLY]
@@ -45,8 +52,19 @@ class Signature:
                 "Arguments", [_field(each) for each in parameters], kw_only=True, forbid_unknown_fields=True
             )
             msgspec.json.Decoder(self.arguments)
-        except (NameError, TypeError, ValueError) as error:
+            accepted = [(each, type_info(_annotation(each))) for each in parameters]
+        except Exception as error:
             raise TaskInvalid(f"{function!r}: its annotations can't be a payload: {error}") from error
+        try:
+            msgspec.json.Decoder(self.returns)
+            answered = type_info(self.returns)
+        except Exception as error:
+            raise TaskInvalid(f"{function!r}: what it returns can't be read back from JSON: {error}") from error
+        for parameter, info in accepted:
+            if reason := _misfit(info, serializer) or _misfit_default(parameter, info, serializer):
+                raise TaskInvalid(f"{function!r}: {parameter.name}: {reason}")
+        if reason := _private(answered, serializer):
+            raise TaskInvalid(f"{function!r}: what it returns: {reason}")
 
     def bind(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         """Return the checked arguments of a call, or raise PayloadInvalid."""
@@ -59,7 +77,7 @@ class Signature:
     def check(self, payload: object) -> Any:
         """Return a payload as checked arguments, defaults filled in, or raise PayloadInvalid."""
         try:
-            return msgspec.convert(to_plain(payload), self.arguments)
+            return msgspec.convert(to_plain(payload), self.arguments, str_keys=True)
         except Refused as refused:
             raise PayloadInvalid(refused.reason, path=refused.path, type=self._type) from None
         except msgspec.ValidationError as error:
@@ -78,9 +96,89 @@ class Signature:
         )
 
 
+# --- what a signature may hold ----------------------------------------------------------------------
+
+
+def _returns(signature: inspect.Signature) -> Any:
+    returns = signature.return_annotation
+    return Any if any(returns is each for each in (signature.empty, NoReturn, Never)) else returns
+
+
+def _annotation(parameter: inspect.Parameter) -> Any:
+    if parameter.annotation is parameter.empty:
+        return Any
+    if parameter.default is None:
+        return Optional[parameter.annotation]  # noqa: UP045 - `None | None` is no annotation
+    return parameter.annotation
+
+
 def _field(parameter: inspect.Parameter) -> tuple[str, Any] | tuple[str, Any, Any]:
-    annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
+    annotation = _annotation(parameter)
     if parameter.default is parameter.empty:
         return parameter.name, annotation
     default = parameter.default
     return parameter.name, annotation, msgspec.field(default_factory=lambda: deepcopy(default))
+
+
+def _misfit(info: Type, serializer: Serializer | None) -> str:
+    """Return why arguments of this type can't be sent; an empty string if they can."""
+    for cls in _custom(info):
+        if cls is Job:
+            return "a `Job` is no argument: put it first, as `job: Job`"
+        if type(serializer) is JSONSerializer:
+            return f"{cls!r} has no form in JSON: send a string or a dataclass, or use a serializer of your own"
+    return _private(info, serializer)
+
+
+def _private(info: Type, serializer: Serializer | None) -> str:
+    if serializer is not None and type(serializer) is not JSONSerializer:
+        return ""
+    for each in _walk(info):
+        if isinstance(each, DataclassType) and attrs.has(each.cls):
+            names = [field.name for field in each.fields if field.name.startswith("_")]
+            if names:
+                return (
+                    f"{each.cls!r} has private fields ({', '.join(names)}), which msgspec leaves out: make them public"
+                )
+    return ""
+
+
+def _misfit_default(parameter: inspect.Parameter, info: Type, serializer: Serializer | None) -> str:
+    if parameter.default is parameter.empty or (type(serializer) is not JSONSerializer and _custom(info)):
+        return ""
+    try:
+        msgspec.convert(to_plain(parameter.default), _annotation(parameter), str_keys=True)
+    except (Refused, msgspec.ValidationError) as error:
+        return f"its default {parameter.default!r} doesn't fit its annotation: {error}"
+    return ""
+
+
+def _custom(info: Type) -> list[type]:
+    """Return the classes that JSON has no form for, and that no plain value is an instance of."""
+    return [each.cls for each in _walk(info) if isinstance(each, CustomType) and not _takes_plain(each.cls)]
+
+
+def _takes_plain(cls: type) -> bool:
+    try:
+        return any(issubclass(plain, cls) for plain in _PLAIN)
+    except TypeError:  # a protocol that can't be asked
+        return False
+
+
+def _walk(info: Type) -> Iterator[Type]:
+    """Yield a type and whatever it is made of, each once: a type may hold itself."""
+    seen: set[int] = set()
+    waiting = [info]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        for name in each.__struct_fields__:
+            part: object = getattr(each, name)
+            for inner in cast("tuple[object, ...]", part) if isinstance(part, tuple) else (part,):
+                if isinstance(inner, Field):
+                    waiting.append(inner.type)
+                elif isinstance(inner, Type):
+                    waiting.append(inner)

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from datetime import datetime, timedelta
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from attrs import frozen
@@ -20,7 +21,7 @@ from creche._payload import Refused, to_plain
 from creche._receipt import Receipt
 from creche._signature import Signature
 from creche.abc import Backoff, Serializer
-from creche.errors import PayloadInvalid, QueueNotOpen, TaskInvalid, TypeTaken, UnknownType
+from creche.errors import OptionInvalid, PayloadInvalid, TaskInvalid, TasksNotIncluded, TypeTaken, UnknownType
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,8 +53,8 @@ class Task(Generic[P, R]):
         self.defaults: Final = options
         self.backoff: Final = backoff
         self.function: Final = function
-        self.signature: Final = Signature(function, type)
-        self.asynchronous: Final = inspect.iscoroutinefunction(function)
+        self.signature: Final = Signature(function, type, home.serializer)
+        self.asynchronous: Final = _is(inspect.iscoroutinefunction, function)
         self._home = home
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", type)
@@ -68,6 +69,7 @@ class Task(Generic[P, R]):
 
         Raises:
             PayloadInvalid: the arguments don't fit the signature, or can't be stored; names the place.
+            TasksNotIncluded: these tasks belong to no queue yet.
             QueueNotOpen: use `async with queue:`.
             StorageUnavailable: the database can't be reached; sending it again is safe with an idempotency key.
 
@@ -141,10 +143,6 @@ class Task(Generic[P, R]):
         """Send one of its calls."""
         return await self._home.dispatcher.dispatch_call(call)
 
-    def home(self, tasks: Tasks) -> None:
-        """Belong to another registry from now on."""
-        self._home = tasks
-
 
 class AsyncTask(Task[P, R]):
     """A task whose function is async; calling it just runs the function."""
@@ -213,10 +211,33 @@ class TaskDecorator:
         """Register the function, and return it as a task."""
         if not callable(function):
             raise TaskInvalid(f'{function!r} is no function: write `@queue.task("its.job.type")` above a function')
-        kind = AsyncTask[..., Any] if inspect.iscoroutinefunction(function) else SyncTask[..., Any]
+        if isinstance(function, staticmethod):
+            function = function.__func__
+        _check_callable(function)
+        kind = AsyncTask[..., Any] if _is(inspect.iscoroutinefunction, function) else SyncTask[..., Any]
         task = kind(function, self._type, options=self._options, backoff=self._backoff, home=self._home)
         self._home.add(task)
         return task
+
+
+def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:
+    while isinstance(function, partial):
+        function = function.func
+    return function
+
+
+def _is(kind: Callable[[object], bool], function: Callable[..., Any]) -> bool:
+    """Return whether a callable is of a kind: the function itself, one inside a partial, or an object's `__call__`."""
+    innermost = _innermost(function)
+    return kind(innermost) or kind(type(innermost).__call__)
+
+
+def _check_callable(function: Callable[..., Any]) -> None:
+    innermost = _innermost(function)
+    if isinstance(innermost, Task):
+        raise TaskInvalid(f"{innermost!r} is a task already: for a second type, register its `.function`")
+    if _is(inspect.isgeneratorfunction, function) or _is(inspect.isasyncgenfunction, function):
+        raise TaskInvalid(f"{function!r} is a generator: a job has one result, so return it (a list, say)")
 
 
 class Tasks:
@@ -224,6 +245,7 @@ class Tasks:
 
     def __init__(self) -> None:
         self._tasks: dict[str, Task[..., Any]] = {}
+        self._parents: list[Tasks] = []
         self._dispatcher: Dispatcher | None = None
 
     def __len__(self) -> int:
@@ -273,19 +295,44 @@ class Tasks:
         return TaskDecorator(self, check_name("type", type), options, backoff)
 
     def add(self, task: Task[..., Any]) -> None:
-        """Take in one task."""
-        if task.type in self._tasks:
-            raise TypeTaken(task.type)
-        self._tasks[task.type] = task
+        """Take in one task, here and in every registry that includes this one."""
+        registries = list(self.lineage())
+        for registry in registries:
+            registry.check_free(task)
+        for registry in registries:
+            registry.put(task)
 
     def include(self, other: Tasks) -> None:
-        """Take in all tasks of another registry; they are dispatched through this one from now on."""
-        for task in other:
-            if task.type in self._tasks and self._tasks[task.type] is not task:
-                raise TypeTaken(task.type)
-        for task in other:
-            self._tasks[task.type] = task
-            task.home(self)
+        """Take in the tasks of another registry, also those it gets later; they are dispatched through this one."""
+        if other in self.lineage():
+            raise OptionInvalid("tasks", other, "it includes this registry itself")
+        registries = list(self.lineage())
+        for registry in registries:
+            for task in other:
+                registry.check_free(task)
+        for registry in registries:
+            for task in other:
+                registry.put(task)
+        other.belong(self)
+
+    def belong(self, registry: Tasks) -> None:
+        """Be a part of another registry, which comes before those of earlier calls."""
+        self._parents = [registry, *(each for each in self._parents if each is not registry)]
+
+    def lineage(self) -> Iterator[Tasks]:
+        """Yield this registry and those that include it."""
+        yield self
+        for parent in self._parents:
+            yield from parent.lineage()
+
+    def check_free(self, task: Task[..., Any]) -> None:
+        """Raise TypeTaken if another task has this one's type."""
+        if self._tasks.get(task.type, task) is not task:
+            raise TypeTaken(task.type)
+
+    def put(self, task: Task[..., Any]) -> None:
+        """Hold a task, in this registry alone."""
+        self._tasks[task.type] = task
 
     def get(self, type: str) -> Task[..., Any]:
         """Return the task of this type, or raise UnknownType with the names that come near."""
@@ -302,12 +349,31 @@ class Tasks:
         """Dispatch through this queue."""
         self._dispatcher = dispatcher
 
+    def find_dispatcher(self) -> Dispatcher | None:
+        """Return the queue that these tasks are dispatched through, if there is one: the last that included them."""
+        for parent in self._parents:
+            found = parent.find_dispatcher()
+            if found is not None:
+                return found
+        return self._dispatcher
+
     @property
     def dispatcher(self) -> Dispatcher:
-        """The queue that these tasks are dispatched through."""
-        if self._dispatcher is None:
-            raise QueueNotOpen
-        return self._dispatcher
+        """The queue that these tasks are dispatched through.
+
+        Raises:
+            TasksNotIncluded: there is none.
+        """
+        found = self.find_dispatcher()
+        if found is None:
+            raise TasksNotIncluded
+        return found
+
+    @property
+    def serializer(self) -> Serializer | None:
+        """What their arguments pass through, as far as that is known."""
+        found = self.find_dispatcher()
+        return None if found is None else found.serializer
 
 
 def queues_of(tasks: Collection[Task[..., Any]]) -> list[str]:
