@@ -96,6 +96,11 @@ def index_source(path: str, size: int, mtime_ns: int) -> SourceIndex:
         raise Discard(f"the file can't be read any more: {error}") from error
 
 
+# Python 3.11's parser counts its depth in one place for all threads, and now and then raises SystemError when two parse
+# at once (https://github.com/python/cpython/issues/106905). The next attempt would succeed; a lock spares it.
+PARSER: Final = threading.Lock()
+
+
 def measure(path: str) -> SourceIndex:
     """Parse a file, count, and hash. This is all the work there is; the plain loop calls it too."""
     start = time.thread_time()  # of this thread only: the worker's other threads don't make a file look slow
@@ -103,7 +108,9 @@ def measure(path: str) -> SourceIndex:
     functions = classes = documented = 0
     reason = None
     try:
-        for node in ast.walk(ast.parse(data)):  # from bytes: the parser knows about BOMs and coding lines
+        with PARSER:
+            tree = ast.parse(data)  # from bytes: the parser knows about BOMs and coding lines
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
                 documented += ast.get_docstring(node, clean=False) is not None
                 functions += isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)

@@ -199,7 +199,8 @@ async def _inside_lease(held: Held, call: Callable[[], Coroutine[Any, Any, bytes
     try:
         with scope:
             await anyio.lowlevel.checkpoint()  # cancelled already: the handler's first line never runs
-            outcome = await _outcome(call)
+            # A neighbour may have blocked the loop past our deadline, and nobody has looked at the clock since.
+            outcome = Released() if held.expired else await _outcome(call)
     except Exception as error:  # noqa: BLE001 - a task group that was cancelled and failed while it cleaned up
         outcome = Failed(error=describe(error))
     except get_cancelled_exc_class() as error:

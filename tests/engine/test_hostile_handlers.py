@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn, Self
@@ -123,6 +124,23 @@ async def test_a_slot_belongs_to_the_thread_until_it_ends(queue: Queue) -> None:
         assert (record.status, record.attempts) == (Status.PENDING, 0)  # not reserved: there is no room to run it
         release.set()
         assert await waiting.wait(10) == "at last"
+
+
+async def test_a_handler_does_not_begin_after_a_neighbour_blocked_the_loop_past_its_lease(queue: Queue) -> None:
+    begun: list[tuple[int, bool]] = []
+
+    @queue.task("work", max_attempts=5)
+    async def work(job: Job, number: int) -> None:
+        begun.append((job.attempt, anyio.current_time() < job.deadline))
+        if len(begun) == 1:
+            time.sleep(0.8)  # noqa: ASYNC251 - it is what a careless handler does
+
+    receipts = await queue.dispatch_many(work.call(number) for number in range(5))
+    async with Worker(queue, lease=0.5, concurrency=5):
+        for receipt in receipts:
+            await receipt.wait(20)
+    assert len(begun) >= 5
+    assert all(in_time for _, in_time in begun)
 
 
 @VIRTUAL
