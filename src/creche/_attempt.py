@@ -233,7 +233,7 @@ async def _outcome(call: Callable[[], Coroutine[Any, Any, bytes]]) -> Outcome:
             raise _leaf(cancelled) from None  # the scope that it belongs to must see it bare
         if rest is None or rest.subgroup((KeyboardInterrupt, GeneratorExit)) is not None:
             raise
-        return Failed(error=describe(cast("BaseExceptionGroup[BaseException]", rest)))
+        return Failed(error=describe(rest))
     except Snooze as snooze:
         return Snoozed(delay=snooze.delay, until=snooze.until)
     except Discard as discard:
