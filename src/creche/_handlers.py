@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import threading
@@ -58,12 +57,6 @@ class Threads:
             if running:
                 _log.warning("a handler goes on in its thread, which takes a slot until it ends: %s", _name(function))
             raise
-
-
-def is_asynchronous(function: object) -> bool:
-    """Return whether calling `function` gives a coroutine: an async function, or an object whose call is one."""
-    inner = function.func if isinstance(function, partial) else function
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004 - it is not called
 
 
 def _name(function: Callable[[], Any]) -> str:

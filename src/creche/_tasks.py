@@ -54,7 +54,7 @@ class Task(Generic[P, R]):
         self.backoff: Final = backoff
         self.function: Final = function
         self.signature: Final = Signature(function, type, home.serializer)
-        self.asynchronous: Final = _is(inspect.iscoroutinefunction, function)
+        self.asynchronous: Final = is_asynchronous(function)
         self._home = home
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", type)
@@ -214,7 +214,7 @@ class TaskDecorator:
         if isinstance(function, staticmethod):
             function = function.__func__
         _check_callable(function)
-        kind = AsyncTask[..., Any] if _is(inspect.iscoroutinefunction, function) else SyncTask[..., Any]
+        kind = AsyncTask[..., Any] if is_asynchronous(function) else SyncTask[..., Any]
         task = kind(function, self._type, options=self._options, backoff=self._backoff, home=self._home)
         self._home.add(task)
         return task
@@ -224,6 +224,11 @@ def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(function, partial):
         function = function.func
     return function
+
+
+def is_asynchronous(function: Callable[..., Any]) -> bool:
+    """Return whether calling `function` gives a coroutine: an async function, or an object whose call is one."""
+    return _is(inspect.iscoroutinefunction, function)
 
 
 def _is(kind: Callable[[object], bool], function: Callable[..., Any]) -> bool:

@@ -17,12 +17,12 @@ from anyio.abc import TaskGroup, TaskStatus
 from creche._attempt import Handlers, Job
 from creche._backoff import ExponentialBackoff
 from creche._events import Hook
-from creche._handlers import PlainHandler, TaskHandlers, is_asynchronous
+from creche._handlers import PlainHandler, TaskHandlers
 from creche._ids import new_worker_name
 from creche._job import Retention, check_integer, check_name, seconds
 from creche._queue import Queue
 from creche._supervisor import Settings, Supervisor
-from creche._tasks import queues_of
+from creche._tasks import is_asynchronous, queues_of
 from creche.abc import Backoff
 from creche.errors import OptionInvalid, TaskInvalid, UsageError
 
