@@ -28,6 +28,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Seque
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -43,7 +44,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from creche import Discard, JobCancelled, JobFailed, Queue, Receipt, Status, Tasks, Worker
+from creche import CrecheError, Discard, JobCancelled, JobFailed, Queue, Receipt, Status, Tasks, Worker
 from creche.events import JobAcked, JobSucceeded
 from creche.storage import mask
 
@@ -570,12 +571,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-check", action="store_true", help="leave out the plain loop")
     parser.add_argument("--role", help=argparse.SUPPRESS)  # a worker's name: this process is one
     given = parser.parse_args(arguments)
+    if find_spec(given.backend) is None:
+        parser.error(f"{given.backend} is not installed: pip install 'creche[{given.backend}]'")
 
     # Old files hold escapes that the parser warns of; under -W error it would refuse the file for them.
     for category in (SyntaxWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
     dsn = given.dsn or os.environ.get("CRECHE_DSN") or os.environ.get("DATABASE_URL") or "sqlite:///creche.db"
-    queue = Queue(dsn)
+    try:
+        queue = Queue(dsn)
+    except CrecheError as error:
+        parser.error(str(error))
     queue.include(tasks)
     if given.role:
         run_worker(queue, given.backend, given.role)
