@@ -1,106 +1,22 @@
-"""How a piece of work reaches PostgreSQL: on a pooled connection, under one deadline, again where that is called for.
+"""How statements are sent to PostgreSQL: one alone, or several in one transaction and one round trip.
 
-It knows no table and no statement, and decides nothing about jobs.
+It knows no table, and decides nothing about jobs.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
-import anyio
-from anyio import current_time, move_on_after
-
-from creche.errors import QueueNotOpen, StorageUnavailable
-from creche.storage._pool import Pool, TransientConflict
-from creche.storage._psycopg import Connection, PsycopgDriver, translated
+from creche.storage._psycopg import Connection
 
 Link: TypeAlias = Connection[tuple[Any, ...]]
 Row: TypeAlias = tuple[Any, ...]
 Statement: TypeAlias = tuple[bytes, dict[str, Any]]
-T = TypeVar("T")
 
 # What a URL's query may set besides libpq's own parameters.
 OPTIONS: Final = frozenset({"pool_size", "call_timeout", "prepare_threshold"})
-
-# How often a transaction is run that the server undoes in favour of another, and how often a call is sent whose
-# connection breaks. Every call of creche can be sent again, so a restarted server costs its callers no error.
-CONFLICTS: Final = 6
-BREAKS: Final = 3
-
-# Seconds, doubling with each conflict and spread, so that two rivals don't meet again.
-FIRST_PAUSE: Final = 0.01
-
-
-class Calls:
-    """Runs pieces of work, each on a connection of its own.
-
-    Args:
-        dsn: where the database is.
-        pool_size: how many connections at most.
-        timeout: seconds for a call as a whole: waiting for a connection, connecting, every repetition. The end of a
-            transaction of several statements may take two seconds more.
-        prepare_threshold: how often a statement is sent before it is prepared; None never prepares.
-    """
-
-    def __init__(self, dsn: str, *, pool_size: int, timeout: float, prepare_threshold: int | None) -> None:
-        self.driver: Final = PsycopgDriver(dsn)
-        self.timeout: Final = timeout
-        self._size = pool_size
-        self._prepare_threshold = prepare_threshold
-        self._pool: Pool[Link] | None = None
-
-    def open(self) -> None:
-        """Allow calls. Nothing is connected to yet."""
-        self._pool = Pool(self.driver, size=self._size, timeout=self.timeout)
-
-    async def aclose(self) -> None:
-        """Close what is idle now and what is in use when it comes back; refuse further calls."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            await pool.aclose()
-
-    async def run(self, work: Callable[[Link], Awaitable[T]]) -> T:
-        """Run `work` on a connection that is in no transaction, and return what it returned.
-
-        It may be run several times, so it must be harmless to repeat, also after it took effect.
-
-        Raises:
-            StorageUnavailable: no connection, or no answer in time; the outcome is unknown.
-            StatementRejected: the server refused for good.
-        """
-        pool = self._pool
-        if pool is None:
-            raise QueueNotOpen
-        with move_on_after(self.timeout):
-            return await self._persist(pool, work)
-        raise StorageUnavailable(f"PostgreSQL gave no answer in {self.timeout:g} s: the outcome is unknown")
-
-    async def _persist(self, pool: Pool[Link], work: Callable[[Link], Awaitable[T]]) -> T:
-        conflicts = breaks = 0
-        deadline = current_time() + self.timeout
-        while True:
-            # A little less than is left: the pool's own error says why there is no connection.
-            async with pool.acquire(max(0.0, (deadline - current_time()) * 0.9)) as connection:
-                connection.prepare_threshold = self._prepare_threshold
-                try:
-                    with translated():
-                        return await work(connection)
-                except TransientConflict:
-                    conflicts += 1
-                    if conflicts >= CONFLICTS:
-                        raise
-                    pause = FIRST_PAUSE * 2**conflicts * random.uniform(0.5, 1.0)  # noqa: S311 - spreads rivals
-                except StorageUnavailable:
-                    # A dead socket, or a live one to a server that became a standby: it is not to be lent again.
-                    connection.cancel()
-                    breaks += 1
-                    if breaks >= BREAKS:
-                        raise
-                    pause = 0.0  # the pool spaces its connects
-            await anyio.sleep(pause)
 
 
 async def rows(connection: Link, statement: bytes, parameters: dict[str, Any]) -> list[Row]:

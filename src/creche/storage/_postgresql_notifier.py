@@ -13,7 +13,8 @@ import anyio
 from anyio import move_on_after
 
 from creche.errors import StorageError
-from creche.storage._postgresql_calls import Calls, rows
+from creche.storage._calls import Calls
+from creche.storage._postgresql_calls import Link, rows
 
 # Seconds between two notifications of a process, at least: a producer of ten thousand jobs a second is heard no
 # sooner for it, and each notification wakes every listener.
@@ -32,7 +33,7 @@ class Notifier:
         channel: what the listeners listen to.
     """
 
-    def __init__(self, calls: Calls, statement: bytes, channel: str) -> None:
+    def __init__(self, calls: Calls[Link], statement: bytes, channel: str) -> None:
         self._calls = calls
         self._statement = statement
         self._channel = channel

@@ -15,7 +15,7 @@ import os
 import select
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -444,14 +444,21 @@ async def notifications(connection: AsyncConnection[Any]) -> list[tuple[str, str
 
 @frozen
 class PsycopgDriver:
-    """What the pool needs to know about PostgreSQL. The DSN stays out of its repr."""
+    """What the pool and the calls need to know about PostgreSQL. The DSN stays out of its repr.
+
+    Attributes:
+        prepare_threshold: how often a statement is sent before it is prepared; None never prepares.
+    """
 
     dsn: str = field(repr=False)
+    prepare_threshold: int | None = None
+
+    server = "PostgreSQL"
 
     async def connect(self) -> Connection[tuple[Any, ...]]:
         """Open a connection. Raises StorageUnavailable where another try makes sense."""
         with translated():
-            return await Connection.connect(self.dsn)
+            return await Connection.connect(self.dsn, prepare_threshold=self.prepare_threshold)
 
     def usable(self, connection: Connection[tuple[Any, ...]]) -> bool:
         """Whether the server has not hung up: an idle connection with something to read was told good-bye."""
@@ -467,6 +474,14 @@ class PsycopgDriver:
             and not connection._in_flight()
             and connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
         )
+
+    def translated(self) -> AbstractContextManager[None]:
+        """See `translated`."""
+        return translated()
+
+    def drop(self, connection: Connection[tuple[Any, ...]]) -> None:
+        """Cut it at once."""
+        connection.cancel()
 
     async def close(self, connection: Connection[tuple[Any, ...]]) -> None:
         """Close it, at once."""

@@ -45,12 +45,14 @@ from creche.abc import Capabilities, Listener
 from creche.errors import QueueNotOpen, StorageUnavailable, UsageError
 from creche.storage import _postgresql_documents as documents
 from creche.storage import mask
+from creche.storage._calls import Calls
 from creche.storage._pool import TransientConflict
-from creche.storage._postgresql_calls import Calls, Link, Row, bare, rows, split_options, together
+from creche.storage._postgresql_calls import Link, Row, bare, rows, split_options, together
 from creche.storage._postgresql_dispatch import Dispatched, dispatch
 from creche.storage._postgresql_listener import PostgreSQLListener, channel_name
 from creche.storage._postgresql_notifier import Notifier
 from creche.storage._postgresql_schema import Schema
+from creche.storage._psycopg import PsycopgDriver
 from creche.storage._rows import dead_letter, job_record
 from creche.storage._sql import load
 
@@ -92,14 +94,17 @@ class PostgreSQLStorage:
         dsn, options = split_options(dsn)
         threshold = options.get("prepare_threshold", prepare_threshold)
         self._name = mask(dsn)
-        self._calls = Calls(
+        self._driver = PsycopgDriver(
             dsn,
-            pool_size=check_integer("pool_size", options.get("pool_size", pool_size), 1, 1_000),
-            timeout=check_seconds("call_timeout", options.get("call_timeout", call_timeout), positive=True),
             prepare_threshold=None if threshold is None else check_integer("prepare_threshold", threshold, 0, 1_000),
         )
+        self._calls = Calls(
+            self._driver,
+            pool_size=check_integer("pool_size", options.get("pool_size", pool_size), 1, 1_000),
+            timeout=check_seconds("call_timeout", options.get("call_timeout", call_timeout), positive=True),
+        )
         dialect = load("postgresql")
-        self._schema = Schema(dialect, self._calls.driver)
+        self._schema = Schema(dialect, self._driver)
         self._sql = {name: bare(text) for name, text in dialect.statements.items()}
         self._listeners: set[PostgreSQLListener] = set()
         self._opened: _Opened | None = None
@@ -318,7 +323,7 @@ class PostgreSQLStorage:
         problem: BaseException | None = StorageUnavailable("PostgreSQL gave no answer to a listener")
         try:
             with anyio.move_on_after(self._calls.timeout):
-                problem = await opened.tasks.start(listener.run, self._calls.driver, name="creche listener")
+                problem = await opened.tasks.start(listener.run, self._driver, name="creche listener")
             if problem is not None:
                 raise problem
             self._listeners.add(listener)

@@ -1,0 +1,114 @@
+"""How a piece of work reaches a server: on a pooled connection, under one deadline, again where that is called for.
+
+It knows no table, no statement and no driver, and decides nothing about jobs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from typing import Final, Generic, Protocol, TypeVar
+
+import anyio
+from anyio import current_time, move_on_after
+
+from creche.errors import QueueNotOpen, StorageUnavailable
+from creche.storage._pool import Driver, Pool, TransientConflict
+
+C = TypeVar("C")
+T = TypeVar("T")
+
+# How often a transaction is run that the server undoes in favour of another, and how often a call is sent whose
+# connection breaks. Every call of creche can be sent again, so a restarted server costs its callers no error.
+CONFLICTS: Final = 6
+BREAKS: Final = 3
+
+# Seconds, doubling with each conflict and spread, so that two rivals don't meet again.
+FIRST_PAUSE: Final = 0.01
+
+
+class CallDriver(Driver[C], Protocol[C]):
+    """What a driver has to be able to do besides what the pool asks of it."""
+
+    @property
+    def server(self) -> str:
+        """What the server is called in messages."""
+        ...
+
+    def translated(self) -> AbstractContextManager[None]:
+        """Turn what the driver raises in this block into creche's errors, TransientConflict among them."""
+        ...
+
+    def drop(self, connection: C) -> None:
+        """Cut a connection at once: it is not to be lent again."""
+        ...
+
+
+class Calls(Generic[C]):
+    """Runs pieces of work, each on a connection of its own.
+
+    Args:
+        driver: how to connect.
+        pool_size: how many connections at most.
+        timeout: seconds for a call as a whole: waiting for a connection, connecting, every repetition. The end of a
+            transaction of several statements may take two seconds more.
+    """
+
+    def __init__(self, driver: CallDriver[C], *, pool_size: int, timeout: float) -> None:
+        self.timeout: Final = timeout
+        self.conflicts = 0
+        self._driver = driver
+        self._size = pool_size
+        self._pool: Pool[C] | None = None
+
+    def open(self) -> None:
+        """Allow calls. Nothing is connected to yet."""
+        self._pool = Pool(self._driver, size=self._size, timeout=self.timeout)
+
+    async def aclose(self) -> None:
+        """Close what is idle now and what is in use when it comes back; refuse further calls."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.aclose()
+
+    async def run(self, work: Callable[[C], Awaitable[T]]) -> T:
+        """Run `work` on a connection that is in no transaction, and return what it returned.
+
+        It may be run several times, so it must be harmless to repeat, also after it took effect. `conflicts` counts
+        how often the server undid a transaction in favour of another.
+
+        Raises:
+            StorageUnavailable: no connection, or no answer in time; the outcome is unknown.
+            StatementRejected: the server refused for good.
+        """
+        pool = self._pool
+        if pool is None:
+            raise QueueNotOpen
+        with move_on_after(self.timeout):
+            return await self._persist(pool, work)
+        raise StorageUnavailable(f"{self._driver.server} gave no answer in {self.timeout:g} s: the outcome is unknown")
+
+    async def _persist(self, pool: Pool[C], work: Callable[[C], Awaitable[T]]) -> T:
+        conflicts = breaks = 0
+        deadline = current_time() + self.timeout
+        while True:
+            # A little less than is left: the pool's own error says why there is no connection.
+            async with pool.acquire(max(0.0, (deadline - current_time()) * 0.9)) as connection:
+                try:
+                    with self._driver.translated():
+                        return await work(connection)
+                except TransientConflict:
+                    conflicts += 1
+                    self.conflicts += 1
+                    if conflicts >= CONFLICTS:
+                        raise
+                    pause = FIRST_PAUSE * 2**conflicts * random.uniform(0.5, 1.0)  # noqa: S311 - spreads rivals
+                except StorageUnavailable:
+                    # A dead socket, or a live one to a server that became a standby: it is not to be lent again.
+                    self._driver.drop(connection)
+                    breaks += 1
+                    if breaks >= BREAKS:
+                        raise
+                    pause = 0.0  # the pool spaces its connects
+            await anyio.sleep(pause)
