@@ -25,8 +25,9 @@ from creche.errors import (
     UsageError,
 )
 from creche.storage import _postgresql_listener as listener_module
+from creche.storage._batches import in_lock_order
 from creche.storage._postgresql_calls import bare, split_options
-from creche.storage._postgresql_documents import in_lock_order, jobs_document
+from creche.storage._postgresql_documents import jobs_document
 from creche.storage._postgresql_listener import channel_name
 from creche.storage._sql import load
 from creche.storage.postgresql import PostgreSQLStorage

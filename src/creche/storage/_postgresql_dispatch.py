@@ -13,9 +13,10 @@ from uuid import UUID
 from attrs import frozen
 
 from creche._job import WAKE_HORIZON, Insertion, NewJob, Status
+from creche.storage._batches import in_lock_order
 from creche.storage._pool import TransientConflict
 from creche.storage._postgresql_calls import Link, Row, rows, together
-from creche.storage._postgresql_documents import in_lock_order, jobs_document
+from creche.storage._postgresql_documents import jobs_document
 
 # How often it goes round again because the row it lost to was gone when it looked.
 ROUNDS: Final = 10

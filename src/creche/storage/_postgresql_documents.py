@@ -5,13 +5,14 @@ It runs no statement. What a settlement or a record looks like as columns, all S
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
-from creche._job import Lease, NewJob, QueueStats, ReservedJob, Settlement, Status
+from creche._job import Lease, NewJob, ReservedJob, Settlement
+from creche.storage._batches import in_lease_order, lease_order
 from creche.storage._postgresql_calls import Row
 from creche.storage._rows import settlement_columns
 
@@ -44,33 +45,17 @@ def jobs_document(jobs: Iterable[NewJob]) -> str:
     )
 
 
-def in_lock_order(jobs: Sequence[NewJob]) -> Sequence[NewJob]:
-    """Return jobs in the order in which their unique names are to be written.
-
-    Two batches that name the same fingerprints in different orders would wait for each other. The order given decides
-    who wins within a batch, so it is left alone where sorting could change that: a batch with both kinds of names
-    (or ids sent twice) may deadlock with another one, which the server notices, and one of the two is run again.
-    """
-    if len(jobs) < 2:
-        return jobs
-    if all(job.idempotency_key is None for job in jobs):
-        return sorted(jobs, key=lambda job: job.fingerprint or b"")
-    if all(job.fingerprint is None for job in jobs):
-        return sorted(jobs, key=lambda job: (job.queue_name, job.idempotency_key or ""))
-    return jobs
-
-
 def leases_document(leases: Iterable[Lease]) -> str:
     """Return the leases of `extend.sql` and `settled_before.sql`, sorted: rows are locked in one order."""
     return _document(
-        [{"id": lease.job_id, "token": lease.token, "nonce": lease.nonce} for lease in sorted(leases, key=_by_id)]
+        [{"id": lease.job_id, "token": lease.token, "nonce": lease.nonce} for lease in sorted(leases, key=lease_order)]
     )
 
 
 def settlements_document(settlements: Iterable[Settlement]) -> str:
     """Return the settlements of `settle.sql`, sorted: rows are locked in one order."""
     elements: list[dict[str, Any]] = []
-    for settlement in sorted(settlements, key=lambda settlement: _by_id(settlement.lease)):
+    for settlement in in_lease_order(settlements):
         columns, lease = settlement_columns(settlement), settlement.lease
         elements.append(
             {
@@ -89,10 +74,6 @@ def settlements_document(settlements: Iterable[Settlement]) -> str:
             }
         )
     return _document(elements)
-
-
-def _by_id(lease: Lease) -> tuple[int, int]:
-    return lease.job_id.int, lease.token
 
 
 def by_lease(rows: Iterable[Row]) -> dict[Lease, Any]:
@@ -128,16 +109,3 @@ def reserved_job(row: Row, nonce: int) -> ReservedJob:
 def plain(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a row with its times in UTC, whatever the session's time zone is."""
     return {name: value.astimezone(UTC) if isinstance(value, datetime) else value for name, value in row.items()}
-
-
-def queue_stats(rows: Iterable[Row]) -> Sequence[QueueStats]:
-    """Return the rows of `stats.sql`, one value per queue."""
-    counts: dict[str, dict[Status, int]] = {}
-    ages: dict[str, float] = {}
-    for queue, status, jobs, oldest_ready in rows:
-        counts.setdefault(queue, {})[Status(status)] = jobs
-        if oldest_ready is not None:
-            ages[queue] = oldest_ready
-    return [
-        QueueStats(queue_name=queue, counts=counted, oldest_ready=ages.get(queue)) for queue, counted in counts.items()
-    ]

@@ -7,14 +7,14 @@ business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 from attrs import frozen
 
-from creche._job import AttemptError, DeadLetter, Event, Failure, JobRecord, Settlement, Status
+from creche._job import AttemptError, DeadLetter, Event, Failure, JobRecord, QueueStats, Settlement, Status
 from creche._lifecycle import BURIES, GIVES_BACK, GOES_ON, TRANSITIONS
 
 SUMMARY_LIMIT: Final = 500
@@ -158,3 +158,18 @@ def dead_letter(row: Mapping[str, Any]) -> DeadLetter:
         buried_at=row["buried_at"],
         errors=attempt_errors(row["errors"]),
     )
+
+
+def queue_stats(rows: Iterable[tuple[str, str, int, float | None]]) -> Sequence[QueueStats]:
+    """Return the rows of `stats.sql` (queue, status, jobs, seconds that the oldest ready one has been due) as one value
+    per queue.
+    """
+    counts: dict[str, dict[Status, int]] = {}
+    ages: dict[str, float] = {}
+    for queue, status, jobs, oldest_ready in rows:
+        counts.setdefault(queue, {})[Status(status)] = jobs
+        if oldest_ready is not None:
+            ages[queue] = oldest_ready
+    return [
+        QueueStats(queue_name=queue, counts=counted, oldest_ready=ages.get(queue)) for queue, counted in counts.items()
+    ]

@@ -53,7 +53,7 @@ from creche.storage._postgresql_listener import PostgreSQLListener, channel_name
 from creche.storage._postgresql_notifier import Notifier
 from creche.storage._postgresql_schema import Schema
 from creche.storage._psycopg import PsycopgDriver
-from creche.storage._rows import dead_letter, job_record
+from creche.storage._rows import dead_letter, job_record, queue_stats
 from creche.storage._sql import load
 
 _CAPABILITIES: Final = Capabilities(listen=True, shared=True, durable=True)
@@ -307,9 +307,7 @@ class PostgreSQLStorage:
 
     async def stats(self, *, now: datetime | None = None) -> Sequence[QueueStats]:
         """See `Storage.stats`."""
-        return documents.queue_stats(
-            await self._calls.run(partial(rows, statement=self._sql["stats"], parameters={"now": now}))
-        )
+        return queue_stats(await self._calls.run(partial(rows, statement=self._sql["stats"], parameters={"now": now})))
 
     # --- wakes --------------------------------------------------------------------------------------
 
