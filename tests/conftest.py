@@ -1,18 +1,32 @@
-"""Fixtures that every test folder shares: the two event loops, one PostgreSQL for the session, an empty database."""
+"""Fixtures that every test folder shares: the two event loops, servers for the session, an empty database."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from creche.testing.servers import ForeignServer, PostgreSQLServer, ServerNotFound, private_postgresql
-from databases import empty_schema, in_schema
+from creche.testing.servers import (
+    ForeignServer,
+    MariaDBServer,
+    MySQLServer,
+    PostgreSQLServer,
+    PrivateServer,
+    ServerNotFound,
+    private_mariadb,
+    private_mysql,
+    private_postgresql,
+)
+from databases import empty_database, empty_schema, in_schema
 
 MISSING: list[str] = []
+
+SomeServer = TypeVar("SomeServer", bound=PrivateServer)
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -22,17 +36,33 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgreSQLServer | ForeignServer]:
-    """A server for tests that leave it as they found it; those that kill servers start their own.
+    """A server for tests that leave it as they found it; those that kill servers start their own."""
+    yield from unless_missing(private_postgresql())
 
-    Without one the tests that need it fail in CI, and are skipped, loudly, elsewhere.
-    """
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[MariaDBServer | ForeignServer]:
+    """Like `postgresql_server`."""
+    yield from unless_missing(private_mariadb())
+
+
+@pytest.fixture(scope="session")
+def mysql_server() -> Iterator[MySQLServer | ForeignServer]:
+    """Like `postgresql_server`, but skipped in CI too: few systems have a package of MySQL itself."""
+    yield from unless_missing(private_mysql(), required=False)
+
+
+def unless_missing(
+    private: AbstractContextManager[SomeServer | ForeignServer], *, required: bool = True
+) -> Iterator[SomeServer | ForeignServer]:
+    """Without it the tests that need it fail in CI, if it is required there, and are skipped, loudly, elsewhere."""
     try:
-        with private_postgresql() as server:
+        with private as server:
             yield server
     except ServerNotFound as error:
-        if os.environ.get("CI"):
+        if required and os.environ.get("CI"):
             raise
-        MISSING.append(f"PostgreSQL: {error}")
+        MISSING.append(str(error))
         pytest.skip(str(error))
 
 
@@ -51,6 +81,20 @@ def postgresql_dsn(postgresql_database: str) -> Iterator[str]:
     """The DSN of an empty schema."""
     with empty_schema(postgresql_database) as schema:
         yield in_schema(postgresql_database, schema)
+
+
+@pytest.fixture
+def mariadb_dsn(mariadb_server: MariaDBServer | ForeignServer) -> Iterator[str]:
+    """The DSN of an empty database, by the server's socket if it is ours."""
+    with empty_database(mariadb_server) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def mysql_dsn(mysql_server: MySQLServer | ForeignServer) -> Iterator[str]:
+    """The DSN of an empty database, by the server's socket if it is ours."""
+    with empty_database(mysql_server) as dsn:
+        yield dsn
 
 
 @pytest.fixture

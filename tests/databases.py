@@ -1,4 +1,4 @@
-"""How tests get an empty database: the DSNs of schemas, and what is done to them. It starts no server."""
+"""How tests get an empty database: the DSNs of schemas and databases, and what is done to them. It starts no server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import LiteralString
 
 import psycopg
 from psycopg import sql
+
+from creche.testing.servers import ForeignServer, MariaDBServer, MySQLServer
 
 
 def in_schema(dsn: str, *schemas: str) -> str:
@@ -23,6 +25,15 @@ def empty_schema(dsn: str, *, prefix: str = "s") -> Iterator[str]:
     _run(dsn, "CREATE SCHEMA {}", schema)
     yield schema
     _run(dsn, "DROP SCHEMA {} CASCADE", schema)
+
+
+@contextmanager
+def empty_database(server: MariaDBServer | MySQLServer | ForeignServer) -> Iterator[str]:
+    """Make an empty database and yield its DSN, by the server's socket if it is ours; it is gone afterwards."""
+    name = f"creche_{secrets.token_hex(6)}"
+    dsn = server.create_database(name)
+    yield dsn if isinstance(server, ForeignServer) else server.dsn(name, socket=True)
+    server.drop_database(name)
 
 
 def _run(dsn: str, statement: LiteralString, schema: str) -> None:

