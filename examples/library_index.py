@@ -426,7 +426,7 @@ class Keeper:
             self._screen.say(
                 f"worker {number} {how_it_ended(process.returncode)}: another one takes its place", "yellow"
             )
-            self._screen.say(f"  what it had at hand comes back when its lease runs out ({LEASE:g} s)", "dim")
+            self._screen.say(f"  what it had at hand comes back soon after its lease has run out ({LEASE:g} s)", "dim")
             futile = 0 if finished else futile + 1
             if futile == FUTILE:
                 raise WorkersFail(f"{FUTILE} workers in a row ended without having finished one job: see above")

@@ -1,5 +1,8 @@
 -- Take back jobs whose lease has run out and that may run again; a new token tells a holder that is still alive.
--- They keep their place in the queue. SKIP LOCKED: a row that a rival, or its late holder, is writing is not waited for.
+-- Each is due a little later, at a moment of its own, or the one that kills its worker would take its neighbours along.
+-- The delay is creche._backoff.recovery_delay: four hexadecimal digits of the id, the last three groups of which take
+-- turns, say what part of 1, 2, 4 … 64 s. SKIP LOCKED: a row that a rival, or its late holder, is writing is not waited
+-- for.
 WITH expired AS MATERIALIZED (
     SELECT id
       FROM creche_jobs
@@ -11,7 +14,14 @@ WITH expired AS MATERIALIZED (
        FOR NO KEY UPDATE SKIP LOCKED
 ), recovered AS (
     UPDATE creche_jobs
-       SET status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'pending' END,
+       SET status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'scheduled' END,
+           available_at = CASE
+               WHEN cancel_requested THEN available_at
+               ELSE coalesce(%(now)s::timestamptz, now()) + interval '1 microsecond' * (
+                   ('x' || substr(id::text, 25 + 4 * ((attempts - 1) %% 3), 4))::bit(16)::integer::bigint
+                   * 1000000 * (1 << least(attempts - 1, 6)) / 65536
+               )
+           END,
            token = token + 1,
            nonce = 0,
            locked_until = NULL,
@@ -26,7 +36,7 @@ WITH expired AS MATERIALIZED (
            updated_at = coalesce(%(now)s::timestamptz, now()),
            completed_at = CASE WHEN cancel_requested THEN coalesce(%(now)s::timestamptz, now()) END
      WHERE id = ANY (ARRAY (SELECT expired.id FROM expired))
-    RETURNING queue_name, status
+    RETURNING id
 )
-SELECT count(*)::integer, array_agg(DISTINCT queue_name) FILTER (WHERE status = 'pending')
+SELECT count(*)::integer
   FROM recovered

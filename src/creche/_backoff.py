@@ -1,10 +1,11 @@
-"""From the number of an attempt to the delay before the next one. It sleeps for nobody."""
+"""From the number of an attempt to the delay before the next: after an error, after a lost lease. It never sleeps."""
 
 from __future__ import annotations
 
 import math
 import random
 from typing import Final
+from uuid import UUID
 
 from attrs import Attribute, field, frozen
 
@@ -51,3 +52,22 @@ class ExponentialBackoff:
         raw = self.cap if exponent > _MAX_EXPONENT else self.base * 2.0**exponent
         spread = random.uniform(-self.jitter, self.jitter)  # noqa: S311 - spreading load, guarding nothing
         return max(0.0, min(self.cap, min(self.cap, raw) * (1 + spread)))
+
+
+_DOUBLINGS: Final = 6
+
+
+def recovery_delay(job_id: UUID, attempt: int) -> int:
+    """Return the microseconds between the moment when a job is recovered and the one when it is due again.
+
+    A part of a span that doubles with each attempt: 0 to 1 s after the first, 0 to 2 s after the second, up to 64 s.
+    The part is drawn from the id, whose last 48 bits are random: its last three groups of 16 bits take turns, attempt
+    by attempt, so those that stood side by side once do not the next time. What is drawn is the same on every engine.
+
+    Args:
+        job_id: whose.
+        attempt: the number of the attempt whose lease ran out, counted from 1.
+    """
+    group = job_id.int >> (32 - 16 * ((attempt - 1) % 3)) & 0xFFFF
+    span = 1_000_000 << min(attempt - 1, _DOUBLINGS)
+    return group * span >> 16

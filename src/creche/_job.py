@@ -317,7 +317,7 @@ class Upkeep:
     """What one `Storage.maintain` did, in jobs. A count that reached the limit means: there may be more.
 
     Attributes:
-        recovered: taken back from a lease that had run out, and made ready again (or cancelled, if asked).
+        recovered: taken back from a lease that had run out, and put off a little (or cancelled, if asked).
         buried: the same, but that was the last attempt: failed, with a dead letter.
         promoted: scheduled jobs that became due.
         pruned: finished jobs whose retention was over.

@@ -32,7 +32,7 @@ TRANSITIONS: Final[dict[tuple[Status, Event], Status]] = {
     (PROCESSING, Event.RELEASE): PENDING,
     (PROCESSING, Event.SNOOZE): SCHEDULED,
     # an attempt whose lease ran out
-    (PROCESSING, Event.RECOVER): PENDING,
+    (PROCESSING, Event.RECOVER): SCHEDULED,
     (PROCESSING, Event.BURY): FAILED,
     # somebody asked for an end: at once while it waits, by way of its holder while it runs
     (PENDING, Event.CANCEL): CANCELLED,
@@ -71,7 +71,7 @@ def after(status: Status, event: Event, *, due: bool = True, cancel_requested: b
         status: the state before.
         event: what happened.
         due: whether the job's `available_at` has come; a job that would be `scheduled` though it is due is
-            `pending`, for nothing else would promote it in time.
+            `pending`, for nothing else would promote it in time. Not so after RECOVER: the same upkeep promotes.
         cancel_requested: whether somebody asked for the job's cancellation while it ran.
     """
     try:
@@ -80,7 +80,7 @@ def after(status: Status, event: Event, *, due: bool = True, cancel_requested: b
         raise IllegalTransition(f"{event} can't happen to a job that is {status}") from None
     if cancel_requested and event in GOES_ON:
         return CANCELLED
-    return PENDING if following is SCHEDULED and due else following
+    return PENDING if following is SCHEDULED and due and event is not Event.RECOVER else following
 
 
 # --- how an attempt ended, and what follows from it -------------------------------------------------

@@ -49,7 +49,7 @@ class Maintainer:
                 await patience.after(error)
                 continue
             patience.success()
-            if upkeep.recovered or upkeep.promoted:
+            if upkeep.promoted:
                 self._doorbell.ring()
             for news in (upkeep.next_due_in, upkeep.next_expiry_in):
                 if news is not None:

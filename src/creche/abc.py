@@ -222,11 +222,19 @@ class Storage(Protocol):
     ) -> Upkeep:
         """Take back what no lease holds any more, promote what is due, prune what is past its retention.
 
-        A job whose lease has run out is made ready at once, where it stood, with a new token if attempts are
-        left; it is cancelled if that was asked for; otherwise it is buried: failed, with a dead letter. Each
-        keeps an error of the type `LeaseExpired` that names the attempt. At most `limit` of each kind. Safe to
-        run anywhere, any number of times, at the same time; rivals skip each other's rows.
-        Dead letters are pruned with the retention of failed jobs.
+        A job whose lease has run out gets a new token. It is cancelled if that was asked for; it is `scheduled`, due
+        a little later, if attempts are left; otherwise it is buried: failed, with a dead letter. Each keeps an error
+        of the type `LeaseExpired` that names the attempt.
+
+        How much later is `creche._backoff.recovery_delay`, to the microsecond: a part of 1, 2, 4 … 64 seconds, by the
+        attempt, that differs from job to job and is drawn from the id. For one of these jobs may have killed their
+        worker: if they came back together they would be taken together, and it would take the others along until
+        their attempts are spent. So they do not stand where they stood: as after RETRY, that moment is their place.
+
+        In this order: recover, bury, promote, prune; a recovered job that is due at once (one in 65,536) is thus
+        promoted in the same call, and `next_due_in` knows the others. At most `limit` of each kind. Safe to run
+        anywhere, any number of times, at the same time; rivals skip each other's rows. Dead letters are pruned with
+        the retention of failed jobs.
         """
         ...
 
@@ -272,7 +280,7 @@ class Storage(Protocol):
         """Listen for work in these queues until the block is left.
 
         Inserts from any process wake it, and jobs that `settle` gives back or puts off for less than half a minute,
-        or that `maintain` or `retry` make ready. A job that is over wakes nobody.
+        or that `maintain` or `retry` make ready: a recovered one when it is promoted. A job that is over wakes nobody.
 
         Raises:
             StorageUnavailable: no connection could be had; try again later.

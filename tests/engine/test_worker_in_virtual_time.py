@@ -22,6 +22,7 @@ from creche import (
     current_job,
     events,
 )
+from creche._backoff import recovery_delay
 from creche._job import Event, Retention
 from creche.errors import LeaseLost
 from engine_kit import Faulty, until, virtual_time
@@ -99,7 +100,7 @@ async def test_a_lost_lease_cancels_the_handler_and_writes_nothing(queue: Queue,
         assert any(isinstance(event, events.JobLeaseLost) for event in seen)
 
 
-async def test_a_job_of_a_worker_that_vanished_runs_again_one_lease_later(queue: Queue) -> None:
+async def test_a_job_of_a_worker_that_vanished_runs_again_a_little_after_its_lease(queue: Queue) -> None:
     starts: list[float] = []
 
     @queue.task("work")
@@ -112,7 +113,25 @@ async def test_a_job_of_a_worker_that_vanished_runs_again_one_lease_later(queue:
     began = anyio.current_time()
     async with Worker(queue, lease=10):
         assert await receipt.wait() == 2
-    assert starts[0] - began == pytest.approx(10, abs=0.05)  # upkeep looks again at the moment when the lease runs out
+    # Upkeep looks again at the moment when the lease runs out, and when the job is due.
+    assert starts[0] - began == pytest.approx(10 + recovery_delay(receipt.job_id, 1) / 1e6, abs=0.05)
+
+
+async def test_jobs_of_a_worker_that_vanished_start_one_by_one(queue: Queue) -> None:
+    starts: list[float] = []
+
+    @queue.task("work")
+    async def work() -> None:
+        starts.append(anyio.current_time())
+
+    receipts = await queue.dispatch_many(work.call() for _ in range(10))
+    await queue.storage.reserve(["default"], 10, lease=10, worker="vanished", nonce=1)
+    began = anyio.current_time()
+    async with Worker(queue, lease=10):
+        for receipt in receipts:
+            await receipt.wait()
+    delays = sorted(recovery_delay(receipt.job_id, 1) / 1e6 for receipt in receipts)
+    assert [start - began for start in starts] == pytest.approx([10 + delay for delay in delays], abs=0.05)
 
 
 async def test_a_poison_job_ends_as_a_dead_letter_after_its_last_attempt(queue: Queue) -> None:
@@ -124,8 +143,9 @@ async def test_a_poison_job_ends_as_a_dead_letter_after_its_last_attempt(queue: 
     for _ in range(2):
         taken = await queue.storage.reserve(["default"], 1, lease=1, worker="killed", nonce=1)
         assert len(taken.jobs) == 1
-        await anyio.sleep(1.1)
-        await queue.storage.maintain(10, retention=Retention())
+        for _ in range(2):  # the lease runs out; within a second the job is due again
+            await anyio.sleep(1.1)
+            await queue.storage.maintain(10, retention=Retention())
     with pytest.raises(JobFailed, match="LeaseExpired: the lease of attempt 2 ran out"):
         await receipt.wait()
     (letter,) = await queue.storage.dead_letters(10)

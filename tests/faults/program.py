@@ -56,6 +56,20 @@ async def brief(number: int) -> int:
     return number
 
 
+@queue.task("poison")
+async def poison(job: Job) -> None:
+    """Take the whole process along, once its neighbours have begun."""
+    note("poison", job.attempt)
+    await anyio.sleep(0.05)
+    os._exit(1)
+
+
+@queue.task("innocent")
+async def innocent(job: Job) -> None:
+    note("innocent", job.attempt)
+    await anyio.sleep(0.2)
+
+
 def hook(event: events.WorkerEvent) -> None:
     match event:
         case events.WorkerStarted():

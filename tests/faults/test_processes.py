@@ -69,10 +69,10 @@ def stage(shared_dsn: str, tmp_path: Path) -> Iterator[Stage]:
     stage.end()
 
 
-def dispatch(dsn: str, type: str, payload: object, count: int = 1) -> list[str]:
+def dispatch(dsn: str, type: str, payload: object, count: int = 1, max_attempts: int = 5) -> list[str]:
     async def send() -> list[str]:
         async with Queue(dsn) as queue:
-            return [str((await queue.dispatch(type, payload, max_attempts=5)).job_id) for _ in range(count)]
+            return [str((await queue.dispatch(type, payload, max_attempts=max_attempts)).job_id) for _ in range(count)]
 
     return anyio.run(send)
 
@@ -139,6 +139,28 @@ def test_a_killed_workers_job_runs_again_when_its_lease_is_over(stage: Stage, ba
     stage.start("work", "--lease", 1.5, "--backend", backend)
     assert result(stage.dsn, job_id) == "in time, from attempt 2"
     assert stage.lines("acked") == [["acked", "2"]]
+
+
+def test_a_job_that_kills_its_worker_does_not_take_its_neighbours_along(stage: Stage) -> None:
+    innocents = dispatch(stage.dsn, "innocent", {}, count=4, max_attempts=3)
+    (poison,) = dispatch(stage.dsn, "poison", {}, max_attempts=3)
+    innocents += dispatch(stage.dsn, "innocent", {}, count=5, max_attempts=3)
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def all_ended() -> bool:
+        if not workers or workers[-1].poll() is not None:  # a supervisor starts the next one
+            workers.append(stage.start("work", "--lease", 1))
+        time.sleep(0.2)
+        return not any(status.active for status, _ in statuses(stage.dsn, poison, *innocents))
+
+    stage.until(all_ended, 60)
+    assert len(stage.lines("innocent", "1", pid=workers[0].pid)) == 9  # they were at its side
+    assert stage.lines("poison") == [["poison", "1"], ["poison", "2"], ["poison", "3"]]
+    assert statuses(stage.dsn, poison) == [(Status.FAILED, 3)]
+    ends = statuses(stage.dsn, *innocents)
+    assert sum(status is Status.COMPLETED for status, _ in ends) >= 6, stage.told()
+    assert {status for status, _ in ends} <= {Status.COMPLETED, Status.FAILED}
+    assert max(attempts for _, attempts in ends) <= 3
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from creche._backoff import ExponentialBackoff
+from creche._backoff import ExponentialBackoff, recovery_delay
 from creche._ids import new_job_id
 from creche._job import ACTIVE, FINISHED, Event, Failure, Lease, Settlement, Status
 from creche._lifecycle import (
@@ -102,6 +103,10 @@ def test_what_the_table_does_not_have_is_refused(cell: tuple[Status, Event], can
 def test_a_job_that_is_due_already_is_pending_and_not_scheduled(event: Event) -> None:
     assert after(Status.PROCESSING, event, due=True) is Status.PENDING
     assert after(Status.PROCESSING, event, due=False) is Status.SCHEDULED
+
+
+def test_a_recovered_job_that_is_due_already_is_left_to_promote() -> None:
+    assert after(Status.PROCESSING, Event.RECOVER, due=True) is Status.SCHEDULED
 
 
 @pytest.mark.parametrize("due", [False, True])
@@ -251,3 +256,42 @@ def test_a_backoff_that_makes_no_sense_is_refused_and_says_which_option(options:
     with pytest.raises(OptionInvalid) as caught:
         ExponentialBackoff(**options)
     assert caught.value.option == next(iter(options))
+
+
+# --- after a lease that ran out ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bits", "delays"),
+    [
+        ("000000000000", [0, 0, 0, 0]),
+        ("000100010001", [15, 30, 61, 122]),
+        ("800000000000", [500_000, 0, 0, 4_000_000]),
+        ("000080000000", [0, 1_000_000, 0, 0]),
+        ("000000008000", [0, 0, 2_000_000, 0]),
+        ("ffffffffffff", [999_984, 1_999_969, 3_999_938, 7_999_877]),
+    ],
+)
+def test_a_recovery_is_put_off_by_a_part_that_groups_of_bits_in_the_id_take_turns_to_say(
+    bits: str, delays: list[int]
+) -> None:
+    job_id = UUID(f"01941f29-7c00-7000-8000-{bits}")
+    assert [recovery_delay(job_id, attempt) for attempt in (1, 2, 3, 4)] == delays
+
+
+@given(st.uuids(), st.integers(1, 10**6))
+def test_a_recovery_is_put_off_by_less_than_its_span(job_id: UUID, attempt: int) -> None:
+    assert 0 <= recovery_delay(job_id, attempt) < 1_000_000 * min(2 ** (attempt - 1), 64)
+
+
+def test_ids_that_are_made_in_one_go_are_put_off_by_all_parts_of_the_span_alike() -> None:
+    ids = [new_job_id() for _ in range(2_000)]
+    for attempt in (1, 2, 3):
+        tenths = [recovery_delay(job_id, attempt) * 10 // (1_000_000 << (attempt - 1)) for job_id in ids]
+        assert all(100 < tenths.count(tenth) < 300 for tenth in range(10))  # 200 each: seven standard deviations
+
+
+def test_jobs_that_are_due_together_after_one_attempt_are_not_after_the_next() -> None:
+    ids = [UUID(int=new_job_id().int & ~(0xFFFF << 32)) for _ in range(100)]
+    assert {recovery_delay(job_id, 1) for job_id in ids} == {0}
+    assert len({recovery_delay(job_id, 2) for job_id in ids}) > 90

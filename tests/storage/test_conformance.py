@@ -160,6 +160,18 @@ class RecoversBehindTheHoldersBack(MemoryStorage):
         return upkeep
 
 
+class BringsBackTogether(MemoryStorage):
+    """What was held by a worker that died is ready again at once, and can be taken together once more."""
+
+    async def maintain(self, limit: int, **options: Any) -> Upkeep:
+        held = [row for row in self._rows.values() if row.record.status is Status.PROCESSING]
+        upkeep = await super().maintain(limit, **options)
+        for row in held:
+            if row.record.status is Status.SCHEDULED:
+                row.change(status=Status.PENDING, available_at=row.record.updated_at)
+        return upkeep
+
+
 class PrunesFreshResults(MemoryStorage):
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
         answer = await super().settle(settlements, now=now)
@@ -209,6 +221,7 @@ MUTANTS: dict[type[MemoryStorage], tuple[str, dict[str, Any]]] = {
         "test_a_recovered_lease_writes_nothing",
         {"event": Event.SUCCEED, "max_attempts": 2},
     ),
+    BringsBackTogether: ("test_jobs_that_were_held_together_are_due_at_moments_of_their_own", {}),
     PrunesFreshResults: ("test_a_fresh_result_keeps_its_row", {}),
     IsHalfDoneWhenCancelled: (
         "test_a_cancelled_write_is_whole_or_nothing_and_can_be_sent_again",

@@ -21,6 +21,7 @@ import anyio
 import anyio.lowlevel
 from attrs import define, evolve, field
 
+from creche._backoff import recovery_delay
 from creche._job import (
     ERRORS_KEPT,
     FINISHED,
@@ -263,12 +264,13 @@ class MemoryStorage:
         """See `Storage.maintain`."""
         await anyio.lowlevel.checkpoint()
         moment = self._moment(now)
-        recovered, buried, woken = self._recover(limit, moment)
+        recovered, buried = self._recover(limit, moment)
         due = [
             row
             for row in self._rows.values()
             if row.record.status is Status.SCHEDULED and row.record.available_at <= moment
         ][:limit]
+        woken: set[str] = set()
         for row in due:
             row.change(status=after(Status.SCHEDULED, Event.PROMOTE), updated_at=moment)
             woken.add(row.record.queue_name)
@@ -283,7 +285,7 @@ class MemoryStorage:
             next_expiry_in=self._next_expiry_in(moment),
         )
 
-    def _recover(self, limit: int, moment: datetime) -> tuple[int, int, set[str]]:
+    def _recover(self, limit: int, moment: datetime) -> tuple[int, int]:
         expired = [
             row
             for row in self._rows.values()
@@ -292,18 +294,16 @@ class MemoryStorage:
             and row.record.locked_until <= moment
         ][:limit]
         buried = 0
-        woken: set[str] = set()
         for row in expired:
             record = row.record
             spent = record.attempts >= record.max_attempts and not record.cancel_requested
             error = Failure(type="LeaseExpired", message=f"the lease of attempt {record.attempts} ran out")
             self._keep_error(row, error, moment)
             row.seize()
-            status = self._move(row, Event.BURY if spent else Event.RECOVER, moment)
+            due = moment + timedelta(microseconds=recovery_delay(record.id, record.attempts))
+            self._move(row, Event.BURY if spent else Event.RECOVER, moment, due=due)
             buried += spent
-            if status is Status.PENDING:
-                woken.add(record.queue_name)
-        return len(expired) - buried, buried, woken
+        return len(expired) - buried, buried
 
     def _prune(self, limit: int, retention: Retention, moment: datetime) -> int:
         kept = {
@@ -454,7 +454,7 @@ class MemoryStorage:
         row.errors = kept[-ERRORS_KEPT:]
         row.change(last_error=error)
 
-    def _move(self, row: _Row, event: Event, moment: datetime, *, due: datetime | None = None) -> Status:
+    def _move(self, row: _Row, event: Event, moment: datetime, *, due: datetime | None = None) -> None:
         """End a hold, or a wait: write the state that follows, and what goes with it.
 
         Without a new due time the job stands in its queue where it stood.
@@ -489,7 +489,6 @@ class MemoryStorage:
                 buried_at=moment,
                 errors=tuple(row.errors),
             )
-        return status
 
 
 class _MemoryListener:

@@ -248,8 +248,8 @@ class PostgreSQLStorage:
         names = ("recover", "bury", "promote", "prune", "prune_dead_letters", "next_due", "next_expiry")
         statements = [(self._sql[name], parameters) for name in names]
         answer = await self._calls.run(partial(together, statements=statements))
-        ((recovered, again),), ((buried,),), ((promoted, due),), ((pruned,),), _, ((due_in,),), ((expiry_in,),) = answer
-        self._wake({*(again or ()), *(due or ())})
+        ((recovered,),), ((buried,),), ((promoted, woken),), ((pruned,),), _, ((due_in,),), ((expiry_in,),) = answer
+        self._wake(woken or ())
         return Upkeep(
             recovered=recovered,
             buried=buried,

@@ -197,20 +197,20 @@ class SQLiteStorage:
         def work(do: Statements) -> tuple[Upkeep, set[str]]:
             moment = rows.moment(now)
             columns = {**rows.failing_columns(moment), "limit": limit}
-            recovered = do.run("recover", **columns)
+            recovered = do.count("recover", **columns)
             buried = do.run("bury", **columns)
             do.write_dead_letters(buried, moment)
             promoted = do.promote(limit, moment)
             due = do.next_due(None)
             upkeep = Upkeep(
-                recovered=len(recovered),
+                recovered=recovered,
                 buried=len(buried),
                 promoted=sum(promoted.values()),
                 pruned=do.prune(limit, retention, moment),
                 next_due_in=rows.until(due.values(), moment),
                 next_expiry_in=rows.until((row["expires_at"] for row in do.run("next_expiry")), moment),
             )
-            return upkeep, {*promoted, *(row["queue_name"] for row in recovered if row["status"] == Status.PENDING)}
+            return upkeep, {*promoted}
 
         upkeep, woken = await self._write(work)
         self._bell.ring(woken)

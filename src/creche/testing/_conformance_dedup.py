@@ -22,6 +22,7 @@ from creche.testing._conformance_base import (
     bring,
     everything,
     hold,
+    lapse,
     maintain,
     new_job,
     row,
@@ -192,8 +193,12 @@ class FingerprintConformance(Suite):
 
     async def test_a_job_that_is_tried_again_keeps_its_fingerprint(self, storage: Storage) -> None:
         lease = await hold(storage, fingerprint=PRINT, max_attempts=2)
-        await maintain(storage, now=at(LEASE + 1))
-        assert (await ask(storage, fingerprint=PRINT, now=at(LEASE + 1))).job_id == lease.job_id
+        await maintain(storage, now=at(LEASE))
+        assert await ask(storage, fingerprint=PRINT, now=at(LEASE)) == Insertion(
+            job_id=lease.job_id, status=Status.SCHEDULED, inserted=False, fingerprint=PRINT
+        )
+        ready = await lapse(storage, now=at(LEASE))
+        assert (await ask(storage, fingerprint=PRINT, now=ready)).status is Status.PENDING
 
     async def test_within_a_batch_the_first_of_a_fingerprint_inserts(self, storage: Storage) -> None:
         jobs = [new_job(fingerprint=each) for each in (PRINT, OTHER_PRINT, PRINT, PRINT, OTHER_PRINT)]

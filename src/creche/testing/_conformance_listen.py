@@ -12,6 +12,7 @@ from creche.testing._conformance_base import (
     DISTINCT_NAMES,
     LEASE,
     PATIENCE,
+    PUT_OFF,
     Suite,
     add,
     at,
@@ -118,12 +119,13 @@ class ListenConformance(Suite):
             assert await settle(wakeful, lease, event, error=error, delay=delay)
             await hear(listener, "q")
 
-    async def test_a_job_that_maintain_recovers_wakes(self, wakeful: Storage) -> None:
+    async def test_a_job_that_maintain_recovered_wakes_when_it_is_promoted(self, wakeful: Storage) -> None:
         async with wakeful.listen(["q"]) as listener:
             await add(wakeful, queue_name="q")
             await hear(listener, "q")
             await take(wakeful, queues=["q"])
-            assert (await maintain(wakeful, now=at(LEASE + 1))).recovered == 1
+            assert (await maintain(wakeful, now=at(LEASE))).recovered == 1
+            assert (await maintain(wakeful, now=at(LEASE + PUT_OFF))).promoted == 1
             await hear(listener, "q")
 
     async def test_a_job_that_maintain_promotes_wakes(self, wakeful: Storage) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
 import pytest
 from anyio import create_task_group
+from attrs import evolve
 
+from creche._backoff import recovery_delay
 from creche._job import AttemptError, Event, JobFilter, Retention, Status, Upkeep
 from creche.abc import Storage
 from creche.testing._conformance_base import (
     BOOM,
     LEASE,
+    PUT_OFF,
     T0,
     Suite,
     add,
@@ -19,6 +26,7 @@ from creche.testing._conformance_base import (
     everything,
     extend,
     hold,
+    lapse,
     maintain,
     new_job,
     reserve,
@@ -27,6 +35,7 @@ from creche.testing._conformance_base import (
     take,
 )
 
+MICROSECOND: Final = timedelta(microseconds=1)
 IDLE = Upkeep(recovered=0, buried=0, promoted=0, pruned=0, next_due_in=None)
 
 
@@ -44,18 +53,74 @@ class RecoverConformance(Suite):
         assert (upkeep.recovered, upkeep.buried, upkeep.promoted, upkeep.pruned) == (0, 0, 0, 0)
         assert await everything(storage) == before
 
-    async def test_a_lease_that_ran_out_makes_its_job_ready_where_it_stood(self, storage: Storage) -> None:
+    async def test_a_job_whose_lease_ran_out_is_due_a_little_later(self, storage: Storage) -> None:
         lease = await hold(storage, queue_name="q", available_at=at(-5), max_attempts=2)
-        assert await maintain(storage, now=at(LEASE)) == Upkeep(recovered=1, buried=0, promoted=0, pruned=0)
+        upkeep = await maintain(storage, now=at(LEASE))
+        assert (upkeep.recovered, upkeep.buried, upkeep.promoted) == (1, 0, 0)
         record = await row(storage, lease.job_id)
-        assert (record.status, record.attempts, record.available_at) == (Status.PENDING, 1, at(-5))
+        assert (record.status, record.attempts) == (Status.SCHEDULED, 1)
+        assert at(LEASE) < record.available_at < at(LEASE + PUT_OFF)
+        assert upkeep.next_due_in == pytest.approx((record.available_at - at(LEASE)).total_seconds(), abs=1e-5)
         assert (record.locked_until, record.locked_by, record.updated_at) == (None, None, at(LEASE))
         assert record.last_error is not None
         assert record.last_error.type == "LeaseExpired"
         assert "1" in record.last_error.message
-        again = await take(storage, queues=["q"], now=at(LEASE))
+        assert (await maintain(storage, now=record.available_at - MICROSECOND)).promoted == 0
+        assert not (await reserve(storage, queues=["q"], now=record.available_at - MICROSECOND)).jobs
+        assert (await maintain(storage, now=record.available_at)).promoted == 1
+        again = await take(storage, queues=["q"], now=record.available_at)
         assert again.attempt == 2
         assert again.lease.token > lease.token
+
+    async def test_jobs_that_were_held_together_are_due_at_moments_of_their_own(self, storage: Storage) -> None:
+        neighbours = [new_job() for _ in range(10)]
+        await storage.insert(neighbours, now=T0)
+        await reserve(storage, 10)
+        assert (await maintain(storage, now=at(LEASE))).recovered == 10
+        found = await storage.find([job.id for job in neighbours])
+        delays = [found[job.id].available_at - at(LEASE) for job in neighbours]
+        assert delays == [timedelta(microseconds=recovery_delay(job.id, 1)) for job in neighbours]
+        assert len(set(delays)) > 5  # of ids that a second draws, two may agree in 16 bits
+
+    @pytest.mark.parametrize("bits", ["000180007fff", "0123456789ab", "fedcba987654", "ffffffffffff"])
+    async def test_how_much_later_is_drawn_from_the_id_and_doubles_with_each_attempt(
+        self, storage: Storage, bits: str
+    ) -> None:
+        job_id = await add(storage, id=UUID(f"01941f29-7c00-7000-8000-{bits}"), max_attempts=10)
+        now = T0
+        for attempt in range(1, 10):
+            assert (await take(storage, now=now)).attempt == attempt
+            now += timedelta(seconds=LEASE)
+            await maintain(storage, now=now)
+            record = await row(storage, job_id)
+            later = timedelta(microseconds=recovery_delay(job_id, attempt))
+            assert (record.status, record.available_at) == (Status.SCHEDULED, now + later)
+            assert later <= timedelta(seconds=min(2 ** (attempt - 1), 64))
+            now += later
+            assert (await maintain(storage, now=now)).promoted == 1
+
+    async def test_a_recovered_job_that_is_due_at_once_is_promoted_at_once(self, storage: Storage) -> None:
+        job_id = await add(storage, id=UUID("01941f29-7c00-7000-8000-0000ffffffff"))
+        await take(storage)
+        assert await maintain(storage, now=at(LEASE)) == Upkeep(recovered=1, buried=0, promoted=1, pruned=0)
+        record = await row(storage, job_id)
+        assert (record.status, record.available_at) == (Status.PENDING, at(LEASE))
+        assert (await take(storage, now=at(LEASE))).attempt == 2
+
+    async def test_a_recovered_job_takes_its_place_by_the_moment_when_it_is_due(self, storage: Storage) -> None:
+        lease = await hold(storage, queue_name="q")
+        before = await add(storage, queue_name="q", now=at(LEASE))
+        behind = await add(storage, queue_name="q", now=at(LEASE + PUT_OFF))
+        ready = await lapse(storage, now=at(LEASE))
+        taken = (await reserve(storage, 5, queues=["q"], now=ready)).jobs
+        assert [job.id for job in taken] == [before, lease.job_id, behind]
+
+    async def test_people_need_not_wait_for_a_recovered_job(self, storage: Storage) -> None:
+        first, second = await hold(storage, queue_name="q"), await hold(storage)
+        await maintain(storage, now=at(LEASE))
+        both = await storage.retry([first.job_id], now=at(LEASE)), await storage.cancel([second.job_id], now=at(LEASE))
+        assert both == ({first.job_id: Status.PENDING}, {second.job_id: Status.CANCELLED})
+        assert (await take(storage, queues=["q"], now=at(LEASE))).attempt == 2
 
     async def test_the_first_lease_to_run_out_is_announced(self, storage: Storage) -> None:
         await hold(storage)
@@ -92,7 +157,7 @@ class RecoverConformance(Suite):
         await storage.cancel([lease.job_id], now=T0)
         assert await maintain(storage, now=at(LEASE + 1)) == Upkeep(recovered=1, buried=0, promoted=0, pruned=0)
         record = await row(storage, lease.job_id)
-        assert (record.status, record.completed_at) == (Status.CANCELLED, at(LEASE + 1))
+        assert (record.status, record.completed_at, record.available_at) == (Status.CANCELLED, at(LEASE + 1), T0)
         assert record.last_error is not None
         assert record.last_error.type == "LeaseExpired"
         assert list(await storage.dead_letters(10)) == []
@@ -108,6 +173,7 @@ class RecoverConformance(Suite):
         for attempt in (1, 2, 3):
             assert (await take(storage, now=at(attempt * 100))).attempt == attempt
             await maintain(storage, now=at(attempt * 100 + LEASE))
+            await maintain(storage, now=at(attempt * 100 + 99))
         assert (await row(storage, job_id)).status is Status.FAILED
         assert not (await reserve(storage, now=at(1_000))).jobs
         (letter,) = await storage.dead_letters(10)
@@ -201,9 +267,10 @@ class PruneConformance(Suite):
         await bring(storage, Status.CANCELLED)
         retention = Retention(cancelled=1)
         first = await maintain(storage, retention=retention, now=at(LEASE + 1))
-        assert first == Upkeep(recovered=1, buried=1, promoted=1, pruned=1)
+        assert first == Upkeep(recovered=1, buried=1, promoted=1, pruned=1, next_due_in=first.next_due_in)
         before = await everything(storage)
-        assert await maintain(storage, retention=retention, now=at(LEASE + 1)) == IDLE
+        again = await maintain(storage, retention=retention, now=at(LEASE + 1))
+        assert again == evolve(IDLE, next_due_in=first.next_due_in)
         assert await everything(storage) == before
 
     async def test_rivals_count_each_job_once(self, storage: Storage) -> None:
@@ -228,5 +295,6 @@ class PruneConformance(Suite):
         assert sum(upkeep.buried for upkeep in done) == 20
         assert sum(upkeep.promoted for upkeep in done) == 20
         assert sum(upkeep.pruned for upkeep in done) == 10
-        assert len(await storage.list(JobFilter(statuses=frozenset({Status.PENDING})), 100)) == 40
+        assert len(await storage.list(JobFilter(statuses=frozenset({Status.SCHEDULED})), 100)) == 20
+        assert len(await storage.list(JobFilter(statuses=frozenset({Status.PENDING})), 100)) == 20
         assert len(await storage.dead_letters(100)) == 20

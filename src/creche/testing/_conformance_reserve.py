@@ -23,6 +23,7 @@ from creche.testing._conformance_base import (
     everything,
     extend,
     hold,
+    lapse,
     maintain,
     new_job,
     reserve,
@@ -133,8 +134,8 @@ class ReserveConformance(Suite):
         await hold(storage, queue_name="q", lease=LEASE)
         for now in (T0, at(LEASE), at(100 * LEASE)):
             assert not (await reserve(storage, 10, queues=["q"], now=now)).jobs
-        await maintain(storage, now=at(100 * LEASE))
-        assert (await take(storage, queues=["q"], now=at(100 * LEASE))).attempt == 2
+        ready = await lapse(storage, now=at(100 * LEASE))
+        assert (await take(storage, queues=["q"], now=ready)).attempt == 2
 
     @pytest.mark.parametrize("status", [status for status in Status if status is not Status.PENDING])
     async def test_only_pending_jobs_are_taken(self, storage: Storage, status: Status) -> None:
@@ -269,8 +270,7 @@ class ExtendConformance(Suite):
 
     async def test_a_lease_that_another_holder_followed_is_lost_and_theirs_is_not(self, storage: Storage) -> None:
         lease = await hold(storage, queue_name="q")
-        await maintain(storage, now=at(LEASE + 1))
-        theirs = (await take(storage, queues=["q"], now=at(LEASE + 1))).lease
+        theirs = (await take(storage, queues=["q"], now=await lapse(storage, now=at(LEASE)))).lease
         assert not await extend(storage, lease, 9_000, now=at(LEASE + 2))
         assert (await row(storage, lease.job_id)).locked_until == at(2 * LEASE + 1)
         assert await extend(storage, theirs, now=at(LEASE + 2))

@@ -23,6 +23,7 @@ from creche.testing._conformance_base import (
     at,
     everything,
     hold,
+    lapse,
     maintain,
     new_job,
     reserve,
@@ -284,8 +285,8 @@ class FencingConformance(Suite):
     @pytest.mark.parametrize("event", ENDS)
     async def test_a_lease_that_another_holder_followed_writes_nothing(self, storage: Storage, event: Event) -> None:
         lease = await hold(storage, queue_name="q")
-        await maintain(storage, now=at(LEASE + 1))
-        theirs = await take(storage, queues=["q"], now=at(LEASE + 1), worker="worker", nonce=lease.nonce)
+        ready = await lapse(storage, now=at(LEASE))
+        theirs = await take(storage, queues=["q"], now=ready, worker="worker", nonce=lease.nonce)
         before = await everything(storage)
         assert not await settle(storage, lease, event, now=at(LEASE + 2), **SETTLES_WITH[event])
         assert await everything(storage) == before
@@ -333,8 +334,7 @@ class FencingConformance(Suite):
 
     async def test_of_two_holders_who_settle_at_once_only_the_right_one_writes(self, storage: Storage) -> None:
         lease = await hold(storage, queue_name="q")
-        await maintain(storage, now=at(LEASE + 1))
-        theirs = (await take(storage, queues=["q"], now=at(LEASE + 1))).lease
+        theirs = (await take(storage, queues=["q"], now=await lapse(storage, now=at(LEASE)))).lease
         accepted: dict[Lease, bool] = {}
 
         async def end(mine: Lease, result: bytes) -> None:
