@@ -210,6 +210,10 @@ class Storage(Protocol):
         (RETRY, RELEASE, SNOOZE) ends as cancelled if cancellation was asked for. A lease that was settled
         before, and whose job nobody touched since, is accepted again with no effect. Jobs with a `result_ttl`
         go on answering for their fingerprint when they succeed; all other finished jobs stop.
+
+        What is decided is written. That attempts are limited is the business of who decides,
+        `creche._lifecycle.decide`, which says FAIL at the end of the last one: a RETRY is let through there too, and
+        gives the job one attempt more. Only `maintain`, where nobody decided, counts for itself.
         """
         ...
 

@@ -116,6 +116,15 @@ class SettleConformance(Suite):
         assert (await maintain(storage, now=at(30))).promoted == 1
         assert (await take(storage, queues=["q"], now=at(30))).attempt == 2
 
+    async def test_a_retry_of_the_last_attempt_is_written_as_it_was_decided(self, storage: Storage) -> None:
+        lease = await hold(storage, queue_name="q", max_attempts=1)
+        assert await settle(storage, lease, Event.RETRY, error=BOOM)
+        assert (await row(storage, lease.job_id)).status is Status.PENDING
+        assert list(await storage.dead_letters(10)) == []
+        again = await take(storage, queues=["q"])
+        assert (again.attempt, again.max_attempts) == (2, 1)
+        assert (await maintain(storage, now=at(LEASE))).buried == 1
+
     async def test_a_released_job_stands_where_it_stood(self, storage: Storage) -> None:
         first, second = await add(storage), await add(storage, now=at(1))
         assert (await take(storage, now=at(2))).id == first
