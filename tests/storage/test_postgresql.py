@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -330,7 +331,8 @@ async def test_a_listener_that_went_deaf_is_found_out(
         assert storage._opened is not None
         monkeypatch.setattr(listener_module, "ECHO", 0.1)
         monkeypatch.setattr(listener_module, "SILENCE", 0.05)
-        storage._opened.notifier._channel = "creche_elsewhere"
+        (listening,) = storage._listeners
+        listening._say = partial(storage._notify, "creche_elsewhere")
         await storage._calls.run(_say_to(storage._opened.channel))  # so that it comes round to the shorter silence
         with anyio.fail_after(SOON):
             assert await listener.wait() == {"q"}

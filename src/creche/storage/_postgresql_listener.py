@@ -1,6 +1,6 @@
 """A listener on PostgreSQL: one connection that hears, and proves now and then that it still does.
 
-It reserves nothing, keeps no list of wakes beyond the queues' names, and never stands in a transaction.
+It never stands in a transaction.
 """
 
 from __future__ import annotations
@@ -8,18 +8,17 @@ from __future__ import annotations
 import hashlib
 import random
 import secrets
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 
-import anyio
-from anyio import CancelScope, move_on_after
-from anyio.abc import TaskStatus
+from anyio import move_on_after
 from psycopg import sql
 
-from creche.errors import ListenerDeaf, StorageError, StorageUnavailable
+from creche.errors import ListenerDeaf
+from creche.storage._calls import CallDriver
+from creche.storage._listener import ServerListener
 from creche.storage._postgresql_calls import Link
-from creche.storage._postgresql_notifier import Notifier
-from creche.storage._psycopg import PsycopgDriver, notifications, translated
+from creche.storage._psycopg import notifications
 
 # Seconds of silence after which it asks itself whether it still hears: TCP may not notice for hours.
 SILENCE: Final = 30.0
@@ -39,69 +38,35 @@ def channel_name(schema: str) -> str:
     return name if len(name.encode()) <= NAME_LIMIT else f"creche_{hashlib.sha256(schema.encode()).hexdigest()[:40]}"
 
 
-class PostgreSQLListener:
-    """Hears wakes from this process directly, and from others on a connection of its own.
+class PostgreSQLListener(ServerListener[Link]):
+    """Listens to the channel of its schema.
 
     Args:
         queues: whose wakes it hears.
+        driver: makes its connection.
         channel: what it listens to.
-        notifier: sends the word that must come back. On another connection, on purpose: a transaction pooler would
-            hand a word to oneself straight back, and then never anything else.
+        say: sends a word to every listener of the channel. On another connection, on purpose: a transaction pooler
+            would hand a word to oneself straight back, and then never anything else.
     """
 
-    def __init__(self, queues: Collection[str], channel: str, notifier: Notifier) -> None:
-        self._queues = frozenset(queues)
+    def __init__(
+        self,
+        queues: Collection[str],
+        driver: CallDriver[Link],
+        *,
+        channel: str,
+        say: Callable[[Sequence[str]], Awaitable[None]],
+    ) -> None:
+        super().__init__(queues, driver)
         self._channel = channel
-        self._notifier = notifier
-        self._woken: set[str] = set()
-        self._bell = anyio.Event()
-        self._broken: StorageError | None = None
-        self._scope = CancelScope()
-        self._ended = anyio.Event()
+        self._say = say
 
-    async def wait(self) -> frozenset[str]:
-        """See `Listener.wait`."""
-        await self._bell.wait()
-        if self._broken is not None:
-            raise StorageUnavailable(f"the listener's connection broke: {self._broken}") from self._broken
-        woken, self._woken = frozenset(self._woken), set()
-        self._bell = anyio.Event()
-        return woken
+    async def _begin(self, connection: Link) -> None:
+        await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
+        await self._prove(connection)
 
-    def ring(self, queues: Collection[str]) -> None:
-        """Note that these queues may have work."""
-        if heard := self._queues.intersection(queues):
-            self._woken |= heard
-            self._bell.set()
-
-    async def run(self, driver: PsycopgDriver, *, task_status: TaskStatus[StorageError | None]) -> None:
-        """Hear until stopped; report as started, with the error if there is one, when it is known to hear."""
-        started = False
-        with self._scope:
-            try:
-                with translated():
-                    connection = await driver.connect()
-                    try:
-                        await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
-                        await self._prove(connection)
-                        started = True
-                        task_status.started(None)
-                        await self._hear(connection)
-                    finally:
-                        await connection.close()
-            except StorageError as error:
-                self._broken = error
-                self._bell.set()
-                if not started:
-                    task_status.started(error)
-            finally:
-                self._ended.set()
-
-    async def stop(self) -> None:
-        """End `run`, and wait until its connection is closed."""
-        self._scope.cancel()
-        with CancelScope(shield=True):
-            await self._ended.wait()
+    async def _end(self, connection: Link) -> None:
+        await connection.close()
 
     async def _hear(self, connection: Link) -> None:
         while True:
@@ -116,7 +81,7 @@ class PostgreSQLListener:
 
     async def _prove(self, connection: Link) -> None:
         word = PROBE + secrets.token_hex(8)
-        await self._notifier.say(word)
+        await self._say([word])
         with move_on_after(ECHO):
             while True:
                 words = [word for _, word in await notifications(connection)]

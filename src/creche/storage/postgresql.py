@@ -46,17 +46,20 @@ from creche.errors import QueueNotOpen, StorageUnavailable, UsageError
 from creche.storage import _postgresql_documents as documents
 from creche.storage import mask
 from creche.storage._calls import Calls
+from creche.storage._notifier import Notifier
 from creche.storage._pool import TransientConflict
 from creche.storage._postgresql_calls import Link, Row, bare, rows, split_options, together
 from creche.storage._postgresql_dispatch import Dispatched, dispatch
 from creche.storage._postgresql_listener import PostgreSQLListener, channel_name
-from creche.storage._postgresql_notifier import Notifier
 from creche.storage._postgresql_schema import Schema
 from creche.storage._psycopg import PsycopgDriver
 from creche.storage._rows import dead_letter, job_record, queue_stats
 from creche.storage._sql import load
 
 _CAPABILITIES: Final = Capabilities(listen=True, shared=True, durable=True)
+
+# Seconds between two notifications of a process.
+NOTIFY_PAUSE: Final = 0.005
 
 _NO_ROWS: Final[Sequence[Row]] = ()
 
@@ -69,6 +72,7 @@ class _Opened:
 
     tasks: TaskGroup
     channel: str
+    say: Callable[[Sequence[str]], Awaitable[None]]
     notifier: Notifier
 
 
@@ -128,11 +132,12 @@ class PostgreSQLStorage:
         if channel is None:
             raise StorageUnavailable(f"{self._name}: PostgreSQL gave no answer in {self._calls.timeout:g} s")
         self._calls.open()
-        notifier = Notifier(self._calls, self._sql["notify"], channel)
+        say = partial(self._notify, channel)
+        notifier = Notifier(say, pause=NOTIFY_PAUSE)
         tasks = anyio.create_task_group()
         await tasks.__aenter__()
         tasks.start_soon(notifier.run, name="creche notifier")
-        self._opened = _Opened(tasks, channel, notifier)
+        self._opened = _Opened(tasks, channel, say, notifier)
         return self
 
     async def __aexit__(
@@ -317,11 +322,11 @@ class PostgreSQLStorage:
         opened = self._opened
         if opened is None:
             raise QueueNotOpen
-        listener = PostgreSQLListener(queues, opened.channel, opened.notifier)
+        listener = PostgreSQLListener(queues, self._driver, channel=opened.channel, say=opened.say)
         problem: BaseException | None = StorageUnavailable("PostgreSQL gave no answer to a listener")
         try:
             with anyio.move_on_after(self._calls.timeout):
-                problem = await opened.tasks.start(listener.run, self._driver, name="creche listener")
+                problem = await opened.tasks.start(listener.run, name="creche listener")
             if problem is not None:
                 raise problem
             self._listeners.add(listener)
@@ -329,6 +334,10 @@ class PostgreSQLStorage:
         finally:
             self._listeners.discard(listener)
             await listener.stop()
+
+    async def _notify(self, channel: str, words: Sequence[str]) -> None:
+        parameters = {"channel": channel, "queues": words}
+        await self._calls.run(partial(rows, statement=self._sql["notify"], parameters=parameters))
 
     def _wake(self, queues: Collection[str]) -> None:
         """Wake this process's listeners now, and everybody's soon."""

@@ -5,20 +5,13 @@ It merges what it has to say per queue, keeps no wake for later if it can't be s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 import anyio
 from anyio import move_on_after
 
 from creche.errors import StorageError
-from creche.storage._calls import Calls
-from creche.storage._postgresql_calls import Link, rows
-
-# Seconds between two notifications of a process, at least: a producer of ten thousand jobs a second is heard no
-# sooner for it, and each notification wakes every listener.
-PAUSE: Final = 0.005
 
 # Seconds that closing waits for the last wakes to be sent.
 FLUSH: Final = 2.0
@@ -28,15 +21,14 @@ class Notifier:
     """Sends wakes, merged.
 
     Args:
-        calls: how it reaches the database.
-        statement: `notify.sql`.
-        channel: what the listeners listen to.
+        send: sends one wake to the listeners of these queues.
+        pause: seconds between two wakes, at least: a producer of ten thousand jobs a second is heard no sooner for
+            them, and each one wakes every listener.
     """
 
-    def __init__(self, calls: Calls[Link], statement: bytes, channel: str) -> None:
-        self._calls = calls
-        self._statement = statement
-        self._channel = channel
+    def __init__(self, send: Callable[[Sequence[str]], Awaitable[None]], *, pause: float) -> None:
+        self._send = send
+        self._pause = pause
         self._queues: set[str] = set()
         self._bell = anyio.Event()
         self._sending = anyio.Lock()
@@ -51,28 +43,21 @@ class Notifier:
         """Send what there is to send, until cancelled."""
         while True:
             await self._bell.wait()
-            await self._send()
-            await anyio.sleep(PAUSE)
+            await self._send_all()
+            await anyio.sleep(self._pause)
 
     async def flush(self) -> None:
         """Send the last wakes, also those just being sent: a producer that ends now has told of its work."""
         with move_on_after(FLUSH, shield=True):
-            await self._send()
+            await self._send_all()
 
-    async def say(self, word: str) -> None:
-        """Send one word to every listener of this channel, and wait until it is sent."""
-        await self._calls.run(
-            partial(rows, statement=self._statement, parameters={"channel": self._channel, "queues": [word]})
-        )
-
-    async def _send(self) -> None:
+    async def _send_all(self) -> None:
         async with self._sending:
             queues, self._queues, self._bell = self._queues, set(), anyio.Event()
             if not queues:
                 return
-            parameters = {"channel": self._channel, "queues": sorted(queues)}
             try:
-                await self._calls.run(partial(rows, statement=self._statement, parameters=parameters))
+                await self._send(sorted(queues))
             except StorageError:
                 pass  # a wake is a hint, and whoever was cut off as well looks for work when it is back
             except BaseException:
