@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
@@ -16,17 +13,12 @@ from creche.testing.servers import (
     MariaDBServer,
     MySQLServer,
     PostgreSQLServer,
-    PrivateServer,
-    ServerNotFound,
     private_mariadb,
     private_mysql,
     private_postgresql,
 )
 from databases import empty_database, empty_schema, in_schema
-
-MISSING: list[str] = []
-
-SomeServer = TypeVar("SomeServer", bound=PrivateServer)
+from missing import MISSING, unless_missing
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -50,20 +42,6 @@ def mariadb_server() -> Iterator[MariaDBServer | ForeignServer]:
 def mysql_server() -> Iterator[MySQLServer | ForeignServer]:
     """Like `postgresql_server`, but skipped in CI too: few systems have a package of MySQL itself."""
     yield from unless_missing(private_mysql(), required=False)
-
-
-def unless_missing(
-    private: AbstractContextManager[SomeServer | ForeignServer], *, required: bool = True
-) -> Iterator[SomeServer | ForeignServer]:
-    """Without it the tests that need it fail in CI, if it is required there, and are skipped, loudly, elsewhere."""
-    try:
-        with private as server:
-            yield server
-    except ServerNotFound as error:
-        if required and os.environ.get("CI"):
-            raise
-        MISSING.append(str(error))
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
@@ -110,8 +88,9 @@ def shared_dsn(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A skip that nobody sees hides a missing server."""
-    skipped = len(terminalreporter.stats.get("skipped", []))
-    for missing in MISSING:
-        terminalreporter.section("NOT TESTED", red=True, bold=True)
-        terminalreporter.write_line(f"{skipped} tests were skipped. {missing}", red=True)
+    """Say last what was not tested, for nobody reads of skips."""
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for server, missing in MISSING.items():
+        terminalreporter.section(f"NOT TESTED on {server}", red=True, bold=True)
+        tests = sum(missing in reason for reason in skipped)
+        terminalreporter.write_line(f"{tests} tests were skipped: {missing}", red=True)

@@ -308,7 +308,7 @@ class MariaDBServer(MySQLFamily):
     def _initialize(self) -> Sequence[str | Path]:
         script = _install_db(self._executable)
         assert script is not None
-        home = self._executable.parent.parent
+        home = script.resolve().parent.parent
         options = ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]
         return [script, "--no-defaults", f"--basedir={home}", *options]
 

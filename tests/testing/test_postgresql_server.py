@@ -1,4 +1,4 @@
-"""The private servers themselves: found, reachable, killed, restarted, and gone."""
+"""The private PostgreSQL itself: found, reachable, killed, restarted, and gone."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from creche.testing.servers import (
     private_postgresql,
 )
 from creche.testing.servers import _postgresql as postgresql
+from processes import eventually, gone
 
 
 @pytest.fixture(scope="module")
@@ -39,21 +40,6 @@ def setting(dsn: str, name: str) -> object:
         row = connection.execute("SELECT current_setting(%s)", [name]).fetchone()
         assert row
         return row[0]
-
-
-def gone(pid: int) -> bool:
-    """A zombie is gone too: whoever adopted it has yet to notice."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def eventually(answer: object, limit: float = 10) -> bool:
-    until = time.monotonic() + limit
-    while not (found := bool(answer())) and time.monotonic() < until:  # type: ignore[operator]
-        time.sleep(0.05)
-    return found
 
 
 def test_it_is_reached_over_tcp_and_over_its_socket(server: PostgreSQLServer) -> None:
