@@ -26,7 +26,7 @@ def open_storage(dsn: str) -> Storage:
 
     Args:
         dsn: `sqlite:///reports.db` (three slashes: relative, four: absolute), `postgresql://user@host/database`,
-            or `memory://`.
+            `mysql://user@host/database` or `mariadb://…`, or `memory://`.
 
     Raises:
         UnknownDSN: creche has no storage for this scheme.
@@ -58,6 +58,16 @@ def _sqlite(dsn: str) -> Storage:
     return SQLiteStorage(path)
 
 
+def _mysql(dsn: str) -> Storage:
+    try:
+        from creche.storage.mysql import MySQLStorage
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "asyncmy":
+            raise
+        raise MissingExtra("mysql", "asyncmy") from error
+    return MySQLStorage(dsn)
+
+
 def _postgresql(dsn: str) -> Storage:
     try:
         from creche.storage.postgresql import PostgreSQLStorage
@@ -72,5 +82,7 @@ _OPENERS: Final[dict[str, Callable[[str], Storage]]] = {
     "sqlite": _sqlite,
     "postgresql": _postgresql,
     "postgres": _postgresql,
+    "mysql": _mysql,
+    "mariadb": _mysql,
     "memory": _memory,
 }

@@ -18,7 +18,7 @@ import select
 import socket
 import ssl
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from decimal import Decimal
 from functools import lru_cache
 from struct import Struct
@@ -983,6 +983,8 @@ class AsyncmyDriver:
     address: Address
     lock_timeout: float = field(default=10.0, kw_only=True)
 
+    server = "MySQL"
+
     async def connect(self) -> Connection:
         """Open a connection. Raises StorageUnavailable where another try makes sense."""
         return await Connection.connect(self.address, lock_timeout=self.lock_timeout)
@@ -998,3 +1000,11 @@ class AsyncmyDriver:
     async def close(self, connection: Connection) -> None:
         """Close it, at once."""
         await connection.aclose()
+
+    def translated(self) -> AbstractContextManager[None]:
+        """See `translated`."""
+        return translated()
+
+    def drop(self, connection: Connection) -> None:
+        """Cut it at once."""
+        connection.drop()

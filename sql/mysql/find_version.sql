@@ -1,0 +1,3 @@
+-- The newest migration that was applied.
+SELECT MAX(version)
+  FROM creche_migrations

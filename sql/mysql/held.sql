@@ -1,0 +1,6 @@
+-- Which of these leases are held, and whether their holder is asked to stop.
+SELECT id, token, nonce, cancel_requested
+  FROM creche_jobs FORCE INDEX (PRIMARY)
+ WHERE id IN (%(ids)s)
+   AND (id, token, nonce) IN (%(leases)s)
+   AND status = 'processing'

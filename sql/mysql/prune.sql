@@ -1,0 +1,14 @@
+-- Delete finished jobs of one state whose retention is over, the oldest first; a result that is still fresh keeps its
+-- row, and the index itself passes over it.
+DELETE j
+  FROM (
+           SELECT id
+             FROM creche_jobs FORCE INDEX (creche_jobs_finished)
+            WHERE finished_as = %(status)s
+              AND completed_at <= %(now)s - INTERVAL %(kept)s MICROSECOND
+              AND (result_expires_at IS NULL OR result_expires_at <= %(now)s)
+            ORDER BY completed_at
+            LIMIT %(limit)s
+              FOR UPDATE SKIP LOCKED
+       ) AS done
+ STRAIGHT_JOIN creche_jobs AS j FORCE INDEX (PRIMARY) ON j.id = done.id

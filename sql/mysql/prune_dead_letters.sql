@@ -1,0 +1,11 @@
+-- Delete dead letters that are as old as failed jobs may grow, the oldest first.
+DELETE d
+  FROM (
+           SELECT job_id
+             FROM creche_dead_letters FORCE INDEX (creche_dead_letters_buried)
+            WHERE buried_at <= %(now)s - INTERVAL %(kept)s MICROSECOND
+            ORDER BY buried_at
+            LIMIT %(limit)s
+              FOR UPDATE SKIP LOCKED
+       ) AS old
+ STRAIGHT_JOIN creche_dead_letters AS d FORCE INDEX (PRIMARY) ON d.job_id = old.job_id

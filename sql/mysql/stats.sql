@@ -1,0 +1,7 @@
+-- How many jobs stand where, and since how many microseconds the first ready one has been due. It counts the whole table:
+-- for people who look now and then, not for a loop.
+SELECT queue_name, status, COUNT(*),
+       IF(status = 'pending', GREATEST(0, TIMESTAMPDIFF(MICROSECOND, MIN(available_at), %(now)s)), NULL) AS oldest_ready
+  FROM creche_jobs
+ GROUP BY queue_name, status
+ ORDER BY queue_name, status

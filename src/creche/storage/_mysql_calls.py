@@ -1,0 +1,84 @@
+"""How statements are sent to MySQL: several in one round trip, in one transaction that is undone if one of them fails.
+
+It knows no table, and decides nothing about jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeAlias
+
+from asyncmy.errors import MySQLError
+
+from creche.storage._asyncmy import Answer, Connection
+
+Row: TypeAlias = tuple[Any, ...]
+
+BEGIN: Final = "START TRANSACTION"
+COMMIT: Final = "COMMIT"
+
+DUPLICATE: Final = 1062  # ER_DUP_ENTRY
+
+# Bytes left over for what the protocol and the separators add.
+MARGIN: Final = 1024
+
+
+@asynccontextmanager
+async def undone_on_error(connection: Connection) -> AsyncGenerator[None]:
+    """Roll back what the server refused, so that the connection can be lent again. A cancelled one is dropped anyway.
+
+    Always all of it: after 1205 the server itself may have undone no more than a statement.
+    """
+    try:
+        yield
+    except MySQLError:
+        if connection.in_transaction and not connection.closed:
+            await connection.run("ROLLBACK")
+        raise
+
+
+async def together(connection: Connection, statements: Sequence[str]) -> list[Answer]:
+    """Run statements in one transaction; in one round trip, unless that would be longer than the server allows."""
+    answers: list[Answer] = []
+    async with undone_on_error(connection):
+        for trip in _trips([BEGIN, *statements, COMMIT], connection.max_allowed_packet):
+            answers += await connection.run(";\n".join(trip))
+    return answers[1:-1]
+
+
+def _trips(statements: Sequence[str], most: int) -> Iterator[list[str]]:
+    trip: list[str] = []
+    size = 0
+    for statement in statements:
+        length = _size(statement)
+        if trip and size + length > most - MARGIN:
+            yield trip
+            trip, size = [], 0
+        trip.append(statement)
+        size += length
+    yield trip
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def chunks(elements: Sequence[str], most: int) -> Iterator[list[str]]:
+    """Cut the elements of a statement so that each part, with commas between, stays well below the server's limit."""
+    chunk: list[str] = []
+    size = 0
+    for element in elements:
+        length = _size(element) + 2
+        if chunk and size + length > most * 3 // 4:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(element)
+        size += length
+    if chunk:
+        yield chunk
+
+
+def bare(text: str) -> str:
+    """Return a statement without its comments, which are for people, not for the wire."""
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--")).strip()

@@ -1,0 +1,177 @@
+"""Push without LISTEN: a listener sleeps inside the server, on a connection of its own, until somebody ends its sleep.
+
+MySQL notifies nobody, but whoever dispatches may end a statement of its own account's: `SELECT SLEEP(…)` returns then.
+That costs an idle worker two statements a minute, and a wake takes a millisecond, where polling would have to choose.
+
+Nobody else's statement can be hit: a listener is found by a lock that it holds and that ends with its connection, and
+its connection does nothing but sleep. Where that fails, through a pooler, on another node of a cluster, or for want of
+privileges, a listener that can't be woken finds out at its start, and polling does.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import anyio
+from anyio import CancelScope, current_time, move_on_after
+from asyncmy.errors import MySQLError
+
+from creche.errors import ListenerDeaf, StorageError, StorageUnavailable
+from creche.storage._asyncmy import AsyncmyDriver, Connection
+from creche.storage._calls import Calls
+from creche.storage._listener import ServerListener
+from creche.storage._mysql_literals import Expression, clock, literal, render
+
+# Seconds that a listener sleeps when nobody wakes it; a server that is gone is noticed so long after, at the latest.
+NAP: Final = 30.0
+# Seconds that an answer may come late.
+LATE: Final = 3.0
+
+# Seconds between two naps when wakes come thick: from the first, doubling to the last. A busy worker needs no wakes.
+FIRST_PAUSE: Final = 0.005
+LAST_PAUSE: Final = 0.1
+# Seconds after the start of a nap when surely it has begun: who dispatched before has been missed, so one looks again.
+ASLEEP: Final = 0.02
+
+INTERRUPTED: Final = 1317  # ER_QUERY_INTERRUPTED: MariaDB's word for it; MySQL's SLEEP returns 1
+
+
+class Waker:
+    """Ends the sleep of listeners, those of other processes above all.
+
+    Args:
+        calls: how it reaches the database.
+        sql: the statements.
+    """
+
+    def __init__(self, calls: Calls[Connection], sql: Mapping[str, str]) -> None:
+        self._calls = calls
+        self._sql = sql
+        self.own: set[bytes] = set()
+
+    async def wake(self, queues: Sequence[str]) -> None:
+        """Wake who listens to these queues in other processes; this one's were told directly."""
+        own: Sequence[bytes] = sorted(self.own) or [b""]
+        await self._end(render(self._sql["find_listeners"], {"queues": queues, "own": own}))
+
+    async def rouse(self, token: bytes) -> None:
+        """Wake one listener."""
+        await self._end(f"SELECT IS_USED_LOCK({literal(lock_name(token))})")
+
+    async def register(self, token: bytes, queues: Collection[str]) -> None:
+        """Tell everybody of a listener."""
+        rows = ", ".join(f"({literal((token, queue))}, UTC_TIMESTAMP(6))" for queue in sorted(queues))
+        statement = render(self._sql["register_listener"], {"listeners": Expression(rows)})
+        await self._calls.run(lambda connection: connection.run(statement))
+
+    async def forget(self, token: bytes) -> None:
+        """Tell everybody that a listener is gone."""
+        statement = render(self._sql["forget_listeners"], {"token": token, "now": clock(None)})
+        await self._calls.run(lambda connection: connection.run(statement))
+
+    async def _end(self, find: str) -> None:
+        async def work(connection: Connection) -> None:
+            for (number,) in (await connection.run(find))[0].rows:
+                if number is not None:
+                    with suppress(MySQLError):  # gone meanwhile, or another account's: then it polls
+                        await connection.run(f"KILL QUERY {number}")
+
+        await self._calls.run(work)
+
+
+def lock_name(token: bytes) -> str:
+    """Return the name of the lock that a listener holds."""
+    return f"creche_{token.hex()}"
+
+
+class MySQLListener(ServerListener[Connection]):
+    """Sleeps until it is woken.
+
+    Args:
+        queues: whose wakes it hears.
+        driver: makes its connection.
+        waker: wakes it on another connection, which proves that it can be woken, and makes it known.
+        later: starts a task that the storage outlives.
+    """
+
+    def __init__(
+        self,
+        queues: Collection[str],
+        driver: AsyncmyDriver,
+        *,
+        waker: Waker,
+        later: Callable[[Callable[[], Coroutine[Any, Any, None]]], object],
+    ) -> None:
+        super().__init__(queues, driver)
+        self._token = secrets.token_bytes(16)
+        self._waker = waker
+        self._later = later
+        self._proven = anyio.Event()
+
+    async def _begin(self, connection: Connection) -> None:
+        if connection.server.mariadb:
+            await connection.run("SET SESSION max_statement_time = 0")
+        await connection.run(f"SELECT GET_LOCK({literal(lock_name(self._token))}, 0)")
+        self._waker.own.add(self._token)
+        await self._prove(connection)
+        await self._waker.register(self._token, self._queues)
+
+    async def _prove(self, connection: Connection) -> None:
+        self._later(self._rouse_myself)
+        woken = await self._nap(connection, LATE)
+        self._proven.set()
+        if not woken:
+            raise ListenerDeaf(
+                "a sleeping connection was not woken: between here and MySQL stands a pooler, or the account may not "
+                "end its own statements"
+            )
+
+    async def _rouse_myself(self) -> None:
+        while not self._proven.is_set():
+            with suppress(StorageError):
+                await self._waker.rouse(self._token)
+            with move_on_after(ASLEEP):
+                await self._proven.wait()
+
+    async def _hear(self, connection: Connection) -> None:
+        pause, last = 0.0, current_time()
+        self._later(self._look_again)
+        while True:
+            if await self._nap(connection, NAP):
+                self._ring_all()
+                now = current_time()
+                pause = min(LAST_PAUSE, pause * 2 or FIRST_PAUSE) if now - last < LAST_PAUSE + ASLEEP else 0.0
+                await anyio.sleep(pause)
+                last = current_time()
+                self._later(self._look_again)
+
+    async def _nap(self, connection: Connection, seconds: float) -> bool:
+        """Sleep; return whether somebody ended it."""
+        with move_on_after(seconds + LATE):
+            try:
+                ((left,),) = (await connection.run(f"SELECT SLEEP({seconds})"))[0].rows
+            except MySQLError as error:
+                if error.args[0] != INTERRUPTED:
+                    raise
+                return True
+            return bool(left)
+        raise StorageUnavailable("MySQL did not come back from a nap")
+
+    async def _look_again(self) -> None:
+        """Ring once more when a nap has surely begun: a wake that came between two naps was heard by nobody."""
+        await anyio.sleep(ASLEEP)
+        self._ring_all()
+
+    def _ring_all(self) -> None:
+        self.ring(self._queues)
+
+    async def _end(self, connection: Connection) -> None:
+        connection.drop()
+        self._proven.set()
+        self._waker.own.discard(self._token)
+        with CancelScope(shield=True), move_on_after(LATE), suppress(StorageError):
+            await self._waker.forget(self._token)
+            await self._waker.rouse(self._token)  # or the server would sleep on for nobody

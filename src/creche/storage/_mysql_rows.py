@@ -1,0 +1,266 @@
+"""Values as the literals and JSON documents that MySQL's statements take, and rows as the contract's values.
+
+It runs no statement. What a settlement or a record looks like as columns, all SQL adapters share: see `_rows.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from creche._job import DeadLetter, JobRecord, Lease, NewJob, QueueStats, ReservedJob, Settlement, Status
+from creche.storage import _rows
+from creche.storage._batches import in_lease_order, lease_order
+from creche.storage._mysql_calls import Row
+from creche.storage._mysql_literals import Expression, literal, moment_text
+
+_ENCODER: Final = msgspec.json.Encoder()
+_MICROSECOND: Final = timedelta(microseconds=1)
+_NEWEST: Final = b"\xff" * 16
+
+
+# --- single values ----------------------------------------------------------------------------------
+
+
+def microseconds(seconds: float) -> int:
+    """Return a duration as columns and intervals have it."""
+    return timedelta(seconds=seconds) // _MICROSECOND
+
+
+def seconds_until(due: int | None) -> float | None:
+    """Return the seconds until something is due: 0 if it has been for a while, None if there is nothing."""
+    return None if due is None else max(0, due) / 1_000_000
+
+
+def page_end(before: UUID | None) -> UUID | bytes:
+    """Return the id that a page's ids are below: of the last row of the page before, or one above all."""
+    return _NEWEST if before is None else before
+
+
+def document(elements: Sequence[object]) -> str:
+    """Return what JSON_TABLE turns into rows."""
+    return _ENCODER.encode(elements).decode()
+
+
+# --- what goes in -----------------------------------------------------------------------------------
+
+
+def is_plain(job: NewJob) -> bool:
+    """Return whether a job has no name but its id, and its status needs no clock."""
+    return job.idempotency_key is None and job.fingerprint is None and job.available_at is None
+
+
+def plain_status(job: NewJob) -> str:
+    """Return the status in which a job is inserted whose delay is known."""
+    return "scheduled" if microseconds(job.delay) else "pending"
+
+
+def job_row(job: NewJob, now: Expression) -> str:
+    """Return a job as a row of `insert.sql`."""
+    delay = microseconds(job.delay)
+    if job.available_at is not None:
+        due = Expression(literal(job.available_at))
+        status: object = Expression(f"IF({due} > {now}, 'scheduled', 'pending')")
+    else:
+        due = Expression(f"{now} + INTERVAL {delay} MICROSECOND") if delay else now
+        status = plain_status(job)
+    columns = (
+        job.id,
+        job.queue_name,
+        job.type,
+        job.payload.decode(),
+        status,
+        job.priority,
+        job.max_attempts,
+        due,
+        job.idempotency_key,
+        job.fingerprint,
+        job.fingerprint is not None,
+        None if job.result_ttl is None else microseconds(job.result_ttl),
+        "[]",
+        now,
+        now,
+    )
+    return f"({literal(columns)})"
+
+
+def asked_element(place: int, job: NewJob) -> str:
+    """Return what `find_standing.sql` looks for."""
+    return document_element(
+        {
+            "place": place,
+            "id": job.id.hex,
+            "queue_name": job.queue_name,
+            "idempotency_key": job.idempotency_key,
+            "fingerprint": None if job.fingerprint is None else job.fingerprint.hex(),
+        }
+    )
+
+
+def settlement_element(settlement: Settlement) -> str:
+    """Return one settlement of `settle.sql`."""
+    columns, lease = _rows.settlement_columns(settlement), settlement.lease
+    return document_element(
+        {
+            "id": lease.job_id.hex,
+            "token": lease.token,
+            "nonce": lease.nonce,
+            "status": columns.status,
+            "goes_on": int(columns.goes_on),
+            "gives_back": int(columns.gives_back),
+            "due": int(columns.due),
+            "delay": microseconds(columns.delay),
+            "available_at": None if columns.available_at is None else moment_text(columns.available_at),
+            "result": columns.result,
+            "error": columns.error,
+            "last_error": columns.last_error,
+        }
+    )
+
+
+def settlement_elements(settlements: Iterable[Settlement]) -> Sequence[str]:
+    """Return the settlements of `settle.sql`, sorted: rows are locked in one order."""
+    return [settlement_element(settlement) for settlement in in_lease_order(settlements)]
+
+
+def document_element(columns: dict[str, Any]) -> str:
+    """Return one element of a document that is put together later."""
+    return _ENCODER.encode(columns).decode()
+
+
+def joined(elements: Iterable[str]) -> str:
+    """Return the document of these elements."""
+    return f"[{','.join(elements)}]"
+
+
+def leases_document(leases: Iterable[Lease]) -> str:
+    """Return the leases of `extend.sql`, sorted: rows are locked in one order."""
+    return document(
+        [
+            {"id": lease.job_id.hex, "token": lease.token, "nonce": lease.nonce}
+            for lease in sorted(leases, key=lease_order)
+        ]
+    )
+
+
+def lease_parameters(leases: Collection[Lease]) -> dict[str, object]:
+    """Return leases as `held.sql` and `settled.sql` compare them."""
+    return {"ids": [lease.job_id for lease in leases], "leases": lease_tuples(leases)}
+
+
+def is_lease(leases: Iterable[Lease]) -> Expression:
+    """Return the condition that a row has one of these leases still."""
+    leases = list(leases)
+    ids = literal([lease.job_id for lease in leases])
+    return Expression(f"id IN ({ids}) AND (id, token, nonce) IN ({lease_tuples(leases)})")
+
+
+def is_one_of(ids: Iterable[UUID]) -> Expression:
+    """Return the condition that a row is one of these."""
+    return Expression(f"id IN ({literal(ids)})")
+
+
+def every(*conditions: Expression) -> Expression:
+    """Return the condition that all of these hold."""
+    return Expression(" AND ".join(conditions))
+
+
+def lease_tuples(leases: Iterable[Lease]) -> Expression:
+    """Return leases as rows of literals: (id, token, nonce)."""
+    return Expression(", ".join(f"({literal((lease.job_id, lease.token, lease.nonce))})" for lease in leases))
+
+
+# --- what comes out ---------------------------------------------------------------------------------
+
+
+def lease(row: Row) -> Lease:
+    """Return the lease that a row begins with."""
+    return Lease(job_id=UUID(bytes=row[0]), token=row[1], nonce=row[2])
+
+
+def statuses(rows: Iterable[Row]) -> dict[UUID, Status]:
+    """Return rows that begin with an id and a status."""
+    return {UUID(bytes=row[0]): Status(row[1]) for row in rows}
+
+
+def reserved_job(row: Row, nonce: int) -> ReservedJob:
+    """Return a row of `claim.sql` as `reserve.sql` has left it."""
+    job_id, token, queue_name, job_type, payload, priority, attempts, max_attempts, created_at = row
+    return ReservedJob(
+        lease=Lease(job_id=UUID(bytes=job_id), token=token + 1, nonce=nonce),
+        queue_name=queue_name.decode(),
+        type=job_type.decode(),
+        payload=payload.encode(),
+        priority=priority,
+        attempt=attempts + 1,
+        max_attempts=max_attempts,
+        created_at=_aware(created_at),
+    )
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC)
+
+
+def _moment(moment: datetime | None) -> datetime | None:
+    return None if moment is None else _aware(moment)
+
+
+def _name(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
+
+
+def _text(value: str | None) -> bytes | None:
+    return None if value is None else value.encode()
+
+
+def record(row: Row) -> JobRecord:
+    """Return a row of `find.sql` or `list.sql`."""
+    columns = dict(zip(_RECORD, row, strict=True))
+    return _rows.job_record(
+        {
+            **columns,
+            "id": UUID(bytes=columns["id"]),
+            **{name: _name(columns[name]) for name in ("queue_name", "type", "idempotency_key")},
+            **{name: _text(columns[name]) for name in ("payload", "result")},
+            **{name: _moment(columns[name]) for name in _MOMENTS},
+        }
+    )
+
+
+_RECORD: Final = (
+    "id", "queue_name", "type", "payload", "status", "priority", "attempts", "max_attempts", "available_at",
+    "locked_until", "locked_by", "errors", "idempotency_key", "fingerprint", "cancel_requested", "created_at",
+    "updated_at", "completed_at", "result", "result_expires_at",
+)  # fmt: skip
+_MOMENTS: Final = ("available_at", "locked_until", "created_at", "updated_at", "completed_at", "result_expires_at")
+
+
+def dead_letter(row: Row) -> DeadLetter:
+    """Return a row of `dead_letters.sql`."""
+    job_id, queue_name, job_type, payload, priority, attempts, max_attempts, created_at, buried_at, errors = row
+    return _rows.dead_letter(
+        {
+            "job_id": UUID(bytes=job_id),
+            "queue_name": queue_name.decode(),
+            "type": job_type.decode(),
+            "payload": payload.encode(),
+            "priority": priority,
+            "attempts": attempts,
+            "max_attempts": max_attempts,
+            "created_at": _aware(created_at),
+            "buried_at": _aware(buried_at),
+            "errors": errors,
+        }
+    )
+
+
+def queue_stats(rows: Iterable[Row]) -> Sequence[QueueStats]:
+    """Return the rows of `stats.sql`."""
+    return _rows.queue_stats(
+        (queue.decode(), status, jobs, seconds_until(waiting)) for queue, status, jobs, waiting in rows
+    )

@@ -1,0 +1,108 @@
+"""The schema on MySQL: whether the server will do, which version the tables have, and how they are brought up to date.
+
+Its work needs no pool and no open storage: it connects by itself and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from creche.errors import ConfigurationError, SchemaOutdated
+from creche.storage._asyncmy import AsyncmyDriver, Connection, translated
+from creche.storage._mysql_calls import bare
+from creche.storage._mysql_literals import render
+from creche.storage._sql import Dialect, Migration
+
+# SKIP LOCKED, without which workers would queue behind each other, and JSON_TABLE.
+OLDEST_MYSQL: Final = (8, 0, 4)
+OLDEST_MARIADB: Final = (10, 6, 0)
+
+# Seconds between two looks whether another migration has ended.
+LOCK_ROUND: Final = 5
+
+
+class Schema:
+    """The tables that the statements need.
+
+    Args:
+        dialect: MySQL's migrations, and the statements that look after them.
+        driver: how to connect.
+    """
+
+    def __init__(self, dialect: Dialect, driver: AsyncmyDriver) -> None:
+        self._dialect = dialect
+        self._driver = driver
+        self._sql = {name: bare(text) for name, text in dialect.statements.items()}
+
+    async def check(self) -> None:
+        """See that the server and its tables will do.
+
+        Raises:
+            ConfigurationError: the server is too old, or can't log what we write.
+            SchemaOutdated: the tables are older than this version of creche, or not there.
+            StorageUnavailable: the database can't be reached.
+        """
+        async with self._connection() as connection:
+            found = await self._find(connection)
+        if found < self._dialect.version:
+            raise SchemaOutdated(found=found, needed=self._dialect.version)
+
+    async def pending(self) -> Sequence[Migration]:
+        """Return what `migrate` would apply."""
+        async with self._connection() as connection:
+            return self._after(await self._find(connection))
+
+    async def migrate(self) -> Sequence[Migration]:
+        """Apply what is missing, one after the other; wait for whoever is doing the same."""
+        async with self._connection() as connection:
+            # It takes as long as it takes, however large the tables are.
+            if connection.server.mariadb:
+                await connection.run("SET SESSION max_statement_time = 0")
+            lock = render(self._sql["lock_migrations"], {"seconds": LOCK_ROUND})
+            while (await connection.run(lock))[0].rows != [(1,)]:
+                pass
+            missing = self._after(await self._find(connection))
+            for migration in missing:
+                applied = {"version": migration.version, "name": migration.name}
+                await connection.run(bare(migration.sql).removesuffix(";"))
+                await connection.run(render(self._sql["record_migration"], applied))
+        return missing
+
+    def _after(self, found: int) -> Sequence[Migration]:
+        return [migration for migration in self._dialect.migrations if migration.version > found]
+
+    async def _find(self, connection: Connection) -> int:
+        if (await connection.run(self._sql["find_schema"]))[0].rows == [(0,)]:
+            return 0
+        ((version,),) = (await connection.run(self._sql["find_version"]))[0].rows
+        return int(version or 0)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncGenerator[Connection]:
+        with translated():
+            connection = await self._driver.connect()
+            try:
+                _check_version(connection)
+                await self._check_log(connection)
+                yield connection
+            finally:
+                await connection.aclose()
+
+    async def _check_log(self, connection: Connection) -> None:
+        ((logs, form),) = (await connection.run("SELECT @@log_bin, @@binlog_format"))[0].rows
+        if logs and form == "STATEMENT":
+            raise ConfigurationError(
+                f"{connection.server.name} logs statements, and can't log those of READ COMMITTED, in which creche "
+                "works: set binlog_format to ROW or MIXED"
+            )
+
+
+def _check_version(connection: Connection) -> None:
+    server = connection.server
+    if server.version < (OLDEST_MARIADB if server.mariadb else OLDEST_MYSQL):
+        raise ConfigurationError(
+            f"{server.name} is too old: creche needs MySQL {'.'.join(map(str, OLDEST_MYSQL))} or newer, or "
+            f"MariaDB {'.'.join(map(str, OLDEST_MARIADB[:2]))}, for SKIP LOCKED"
+        )
