@@ -318,13 +318,16 @@ class MySQLServer(MySQLFamily):
 
     name = "MySQL"
     scheme = "mysql"
-    # The performance schema stays, for it shows locks; table caches are what its size comes from.
+    # The performance schema stays, for it shows locks, but as small as it can be.
     defaults: ClassVar[Mapping[str, str]] = {
         "mysqlx": "OFF",
         "disable_log_bin": "",
         "secure_file_priv": "NULL",
         "table_open_cache": "400",
         "table_definition_cache": "400",
+        "performance_schema_digests_size": "200",
+        "performance_schema_error_size": "0",
+        "innodb_log_buffer_size": "4M",
         "loose_innodb_redo_log_capacity": "32M",
     }
 
