@@ -73,6 +73,12 @@ UNAVAILABLE: Final = frozenset(
     }
 )
 
+# Of these, what ends the statement alone: the connection goes on.
+INTERRUPTED: Final = frozenset({1317, 1969, 3024})
+
+# After the others nothing more is said on this connection; nor after 1153, a packet too long to be heard to its end.
+FATAL: Final = UNAVAILABLE - INTERRUPTED | {1153}
+
 # Whose messages quote only names. The others may quote a value out of a row, or a piece of the statement.
 NAMES_ONLY: Final = frozenset(
     {1044, 1045, 1048, 1049, 1050, 1051, 1054, 1060, 1061, 1072, 1091, 1142, 1146, 1193, 1227, 1290, 1305, 1364, 1406}
@@ -669,7 +675,7 @@ class Connection:
                 case (0xFE, asked) if asked:  # another plugin
                     name, _, salt = asked.partition(b"\0")
                     plugin = name.decode()
-                    await self._send(_proof(plugin, address, salt.removesuffix(b"\0"), encrypted=encrypted))
+                    await self._send(_proof(plugin, address, salt, encrypted=encrypted))
                 case (0x01, b"\x03"):  # the server remembers the password; its OK follows
                     pass
                 case (0x01, b"\x04") if encrypted or address.unix_socket:
@@ -677,9 +683,7 @@ class Connection:
                 case (0x01, b"\x04"):
                     await self._send(b"\x02")  # asks for its key
                 case (0x01, key) if plugin == CACHING_SHA2:
-                    with _needs("cryptography"):
-                        secret = auth.sha2_rsa_encrypt(password, salt, key)
-                    await self._send(secret)
+                    await self._send(_sealed(password, salt, key))
                 case _:
                     raise errors.OperationalError(CR.CR_MALFORMED_PACKET, "the server asks what nobody understands")
 
@@ -730,6 +734,8 @@ class Connection:
         return await self._exchange(statements)
 
     async def _exchange(self, statements: bytes) -> list[Answer]:
+        if self.closed:
+            raise anyio.ClosedResourceError
         if self._in_flight:
             raise anyio.BusyResourceError("using")
         self._in_flight = True
@@ -818,7 +824,8 @@ class Connection:
                 break
         if piece[:1] == b"\xff":
             # A server that ends the session says so out of turn.
-            self._in_flight = not in_order or int.from_bytes(piece[1:3], "little") in UNAVAILABLE
+            code = int.from_bytes(piece[1:3], "little")
+            self._in_flight = not in_order or code in FATAL
             errors.raise_mysql_exception(piece)
         if not in_order or not piece:
             raise errors.OperationalError(CR.CR_MALFORMED_PACKET, "the server's packets are out of order")
@@ -916,6 +923,7 @@ def _comparable(value: object) -> object:
 NATIVE: Final = "mysql_native_password"
 CACHING_SHA2: Final = "caching_sha2_password"
 ED25519: Final = "client_ed25519"
+SALT: Final = 20  # bytes; a zero follows, but not that of ed25519, which is longer and may end in one itself
 CLEAR: Final = ("mysql_clear_password", "sha256_password")
 
 
@@ -935,7 +943,7 @@ class _Greeting:
         _, salt, low, _, _, high, length = _GREETING.unpack_from(rest)
         more = max(13, length - 8)  # with a zero at its end
         rest = rest[_GREETING.size :]
-        return cls(low | high << 16, (salt + rest[:more])[:20], rest[more:].partition(b"\0")[0].decode())
+        return cls(low | high << 16, (salt + rest[:more])[:SALT], rest[more:].partition(b"\0")[0].decode())
 
 
 def _wants_tls(address: Address, *, offered: bool) -> bool:
@@ -952,24 +960,28 @@ def _proof(plugin: str, address: Address, salt: bytes, *, encrypted: bool = Fals
     """What convinces the server that we know the password."""
     password = address.password.encode()
     if plugin == NATIVE:
-        return auth.scramble_native_password(password, salt)
+        return auth.scramble_native_password(password, salt[:SALT])
     if plugin == CACHING_SHA2:
-        return auth.scramble_caching_sha2(password, salt)
+        return auth.scramble_caching_sha2(password, salt[:SALT])
     if plugin == ED25519:
-        with _needs("pynacl"):
+        try:
             return auth.ed25519_password(password, salt)
+        except RuntimeError as error:  # asyncmy could not import it
+            raise ConfigurationError(
+                "accounts with ed25519 signatures need one more package: pip install pynacl"
+            ) from error
     if plugin in CLEAR and encrypted and address.ssl_mode.startswith("verify"):
         return password + b"\0"
     hint = "; it wants the password itself: use ssl_mode=verify_identity" if plugin in CLEAR else ""
     raise errors.OperationalError(CR.CR_AUTH_PLUGIN_ERR, f"the account's authentication is {plugin!r}{hint}")
 
 
-@contextmanager
-def _needs(module: str) -> Generator[None]:
+def _sealed(password: bytes, salt: bytes, key: bytes) -> bytes:
+    """The password, for whoever has the other half of the key."""
     try:
-        yield
+        return auth.sha2_rsa_encrypt(password, salt, key)
     except RuntimeError as error:  # asyncmy could not import it
-        raise MissingExtra("mysql", module) from error
+        raise MissingExtra("mysql", "cryptography") from error
 
 
 def _counted(text: bytes) -> bytes:
