@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,7 @@ from creche.testing.servers import (
     PostgreSQLServer,
     ServerFailed,
     ServerNotFound,
+    _process,
     find_postgresql,
     private_postgresql,
 )
@@ -81,13 +82,23 @@ def test_a_killed_server_comes_back_on_its_port_with_its_data(server: PostgreSQL
     assert setting(dsn, "port") == str(server.port)
 
 
-def test_a_bad_setting_is_an_error_with_the_log_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "sleep", lambda _: None)
+def test_a_bad_setting_is_an_error_with_the_log_in_it() -> None:
     with (
         pytest.raises(ServerFailed, match="no_such_setting"),
         private_postgresql(own=True, settings={"no_such_setting": "1"}),
     ):
         pass
+
+
+def test_a_port_that_was_taken_meanwhile_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        free = iter([taken.getsockname()[1], _process._free_port()])
+        monkeypatch.setattr(_process, "_free_port", lambda: next(free))
+        with private_postgresql(own=True) as server:
+            assert isinstance(server, PostgreSQLServer)
+            assert setting(server.dsn(), "port") == str(server.port)
 
 
 def test_nothing_is_left_behind_even_when_the_block_is_interrupted() -> None:

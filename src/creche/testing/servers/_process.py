@@ -134,6 +134,8 @@ class PrivateServer(Databases):
             self.port = kept or _free_port()
             if self._try_start():
                 return
+            if not kept and _is_free(self.port):
+                break  # it wasn't the port
             time.sleep(0.2 * attempt)
         raise self._failure("did not start")
 
@@ -270,11 +272,16 @@ class PrivateServer(Databases):
 
 
 def _free_port() -> int:
-    while True:
-        port = secrets.choice(PORTS)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+    while not _is_free(port := secrets.choice(PORTS)):
+        pass
+    return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, suppress(OSError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def _children(pid: int) -> list[int]:
