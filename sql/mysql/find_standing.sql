@@ -8,8 +8,8 @@ WITH asked AS (
       FROM JSON_TABLE(%(jobs)s, '$[*]' COLUMNS (
                place           INT          PATH '$.place',
                id              CHAR(32)     PATH '$.id',
-               queue_name      VARCHAR(128) PATH '$.queue_name',
-               idempotency_key VARCHAR(255) PATH '$.idempotency_key',
+               queue_name      VARCHAR(128) CHARACTER SET utf8mb4 PATH '$.queue_name',
+               idempotency_key VARCHAR(255) CHARACTER SET utf8mb4 PATH '$.idempotency_key',
                fingerprint     CHAR(64)     PATH '$.fingerprint'
            )) AS sent
 )

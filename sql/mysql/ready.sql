@@ -14,5 +14,5 @@ SELECT q.place,
             ORDER BY available_at
             LIMIT 1
        ) AS due_in
-  FROM JSON_TABLE(%(queues)s, '$[*]' COLUMNS (place FOR ORDINALITY, name VARCHAR(128) PATH '$')) AS q
+  FROM JSON_TABLE(%(queues)s, '$[*]' COLUMNS (place FOR ORDINALITY, name VARCHAR(128) CHARACTER SET utf8mb4 PATH '$')) AS q
  ORDER BY q.place

@@ -12,15 +12,15 @@ UPDATE (
                       id           CHAR(32)    PATH '$.id',
                       token        BIGINT      PATH '$.token',
                       nonce        BIGINT      PATH '$.nonce',
-                      status       VARCHAR(16) PATH '$.status',
+                      status       VARCHAR(16) CHARACTER SET utf8mb4 PATH '$.status',
                       goes_on      BOOLEAN     PATH '$.goes_on',
                       gives_back   BOOLEAN     PATH '$.gives_back',
                       due          BOOLEAN     PATH '$.due',
                       delay        BIGINT      PATH '$.delay',
                       available_at DATETIME(6) PATH '$.available_at',
-                      result       LONGTEXT    PATH '$.result',
-                      error        LONGTEXT    PATH '$.error',
-                      last_error   TEXT        PATH '$.last_error'
+                      result       LONGTEXT CHARACTER SET utf8mb4    PATH '$.result',
+                      error        LONGTEXT CHARACTER SET utf8mb4    PATH '$.error',
+                      last_error   TEXT CHARACTER SET utf8mb4        PATH '$.last_error'
                   )) AS s
        ) AS s
  STRAIGHT_JOIN creche_jobs AS j FORCE INDEX (PRIMARY) ON j.id = UNHEX(s.id)
