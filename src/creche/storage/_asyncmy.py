@@ -393,6 +393,7 @@ class _Wire:
                     rest = rest[self.socket.send(rest) :]
                 if not rest:
                     return
+                self._ear.close()  # anyio registers its own callback now, and takes it away afterwards
                 await _news_or_room(self.socket)
                 if _has_news(self.socket):
                     early = self.socket.recv(CHUNK)
