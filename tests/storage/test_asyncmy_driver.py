@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import tempfile
 import threading
@@ -611,6 +612,16 @@ async def test_an_idle_connection_that_the_server_ended_is_not_usable(dsn: str) 
         assert not driver.clean(connection)
         assert not driver.usable(connection)
         await driver.close(connection)
+
+
+async def test_a_forked_child_leaves_its_parent_s_connection_alone(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with connected(dsn) as connection:
+        assert await value(connection, "SELECT 1") == 1
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: connection._pid + 1)
+            connection.drop()
+            await connection.aclose()
+        assert await value(connection, "SELECT 2") == 2
 
 
 async def test_a_connection_that_is_closed_takes_its_leave(server: AServer, dsn: str) -> None:

@@ -386,20 +386,27 @@ class _Wire:
 
     async def _transmit(self, data: bytes) -> None:
         # Where the server has hung up, what it said last is still to be read: that is the better error.
-        with suppress(BrokenPipeError, ConnectionResetError):
-            rest = memoryview(data)
-            while True:
-                with suppress(BlockingIOError):
-                    rest = rest[self.socket.send(rest) :]
-                if not rest:
-                    return
-                self._ear.close()  # anyio registers its own callback now, and takes it away afterwards
+        try:
+            sent = self._sent(data)
+            if sent == len(data):
+                return
+            rest = memoryview(data)[sent:]
+            while rest:
                 await _news_or_room(self.socket)
                 if _has_news(self.socket):
                     early = self.socket.recv(CHUNK)
                     if not early:
                         return
                     self._take(early)
+                rest = rest[self._sent(rest) :]
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+    def _sent(self, data: bytes | memoryview) -> int:
+        try:
+            return self.socket.send(data)
+        except BlockingIOError:
+            return 0
 
     def _take(self, data: bytes) -> None:
         if self._tls is None:
@@ -580,6 +587,7 @@ class Connection:
         self._status = 0
         self._in_flight = True
         self._plain_ends = True
+        self._pid = os.getpid()
 
     @classmethod
     async def connect(cls, address: Address, *, lock_timeout: float = 10.0) -> Self:
@@ -803,26 +811,27 @@ class Connection:
 
     async def _packet(self) -> bytes:
         """Read one packet. An error of the server's is raised; it ends the exchange in good order."""
-        pieces: list[bytes] = []
+        inbox = self._wire.inbox
+        whole = b""
         while True:
-            inbox = self._wire.inbox
-            if len(inbox) - self._at < 4:
-                await self._have(4)
             at = self._at
+            if len(inbox) - at < 4:
+                await self._have(4)
+                at = self._at
             size = inbox[at] | inbox[at + 1] << 8 | inbox[at + 2] << 16
             if len(inbox) - at < 4 + size:
                 await self._have(4 + size)
                 at = self._at
-            piece = bytes(inbox[at + 4 : at + 4 + size])
+            end = at + 4 + size
+            piece = bytes(inbox[at + 4 : end])
             in_order = inbox[at + 3] == self._sequence
-            self._at = at + 4 + size
+            self._at = end
             self._sequence = (self._sequence + 1) & 0xFF
-            if size < LONGEST_PACKET and not pieces:
-                break
-            pieces.append(piece)
             if size < LONGEST_PACKET:
-                piece = b"".join(pieces)
                 break
+            whole += piece
+        if whole:
+            piece = whole + piece
         if piece[:1] == b"\xff":
             # A server that ends the session says so out of turn.
             code = int.from_bytes(piece[1:3], "little")
@@ -857,13 +866,15 @@ class Connection:
         return self._at == len(self._wire.inbox) and not _has_news(self._wire.socket)
 
     def drop(self) -> None:
-        """Close the socket at once, whoever waits on it."""
-        self.closed = True
-        self._wire.close()
+        """Close the socket at once, whoever waits on it; in a forked child, do nothing."""
+        # A child shares its parent's event queue, too: the parent would wait for an answer that nobody reports.
+        if os.getpid() == self._pid:
+            self.closed = True
+            self._wire.close()
 
     async def aclose(self) -> None:
         """Say good-bye if that needs no waiting, and close the socket."""
-        if self.idle:
+        if self.idle and os.getpid() == self._pid:
             self._wire.say(_COM_QUIT)
         self.drop()
 
