@@ -50,6 +50,18 @@ class WorkerStopped(WorkerEvent):
 
 
 @frozen(kw_only=True)
+class StorageConflicted(WorkerEvent):
+    """`storage.conflicted`: the database undid transactions of this process in favour of others, and they were run
+    again. A few belong to every busy database; many tell of something that holds its locks for long.
+
+    Attributes:
+        conflicts: how many, since the last such event.
+    """
+
+    conflicts: int
+
+
+@frozen(kw_only=True)
 class JobEvent(WorkerEvent):
     """Something happened to an attempt of a job."""
 

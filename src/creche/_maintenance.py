@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Final
 
 from creche._job import Retention
@@ -26,16 +27,25 @@ class Maintainer:
             seen before it runs out.
         doorbell: rung when something became ready.
         alarm: told, and asked, when the next scheduled job is due or the next lease runs out.
+        looked: called after each round.
     """
 
     def __init__(
-        self, storage: Storage, retention: Retention, *, interval: float, doorbell: Doorbell, alarm: Alarm
+        self,
+        storage: Storage,
+        retention: Retention,
+        *,
+        interval: float,
+        doorbell: Doorbell,
+        alarm: Alarm,
+        looked: Callable[[], None],
     ) -> None:
         self._storage = storage
         self._retention = retention
         self._interval = interval
         self._doorbell = doorbell
         self._alarm = alarm
+        self._looked = looked
 
     async def run(self) -> None:
         """Maintain until cancelled. Each round may be cut off at any point; the next one, anywhere, goes on."""
@@ -49,6 +59,7 @@ class Maintainer:
                 await patience.after(error)
                 continue
             patience.success()
+            self._looked()
             if upkeep.promoted:
                 self._doorbell.ring()
             for news in (upkeep.next_due_in, upkeep.next_expiry_in):

@@ -90,6 +90,8 @@ class Supervisor:
         settled: Callable[[UUID], None],
     ) -> None:
         self._settings = settings
+        self._storage = storage
+        self._conflicts = storage.conflicts
         self._handlers = handlers
         self._settled = settled
         self._announcer = events.Announcer(settings.hooks)
@@ -108,6 +110,7 @@ class Supervisor:
             interval=settings.maintenance_interval,
             doorbell=self._doorbell,
             alarm=self._alarm,
+            looked=self._tell_conflicts,
         )
         self._reserver = Reserver(
             storage,
@@ -175,8 +178,15 @@ class Supervisor:
         with CancelScope(shield=True):
             await self._settler.finished.wait()
         self._renewer.stop()
+        self._tell_conflicts()
         self._announcer.tell(events.WorkerStopped(worker=self._settings.name))
         _log.info("worker %s stopped", self._settings.name)
+
+    def _tell_conflicts(self) -> None:
+        """Tell of what happened since the last time."""
+        conflicts, self._conflicts = self._storage.conflicts - self._conflicts, self._storage.conflicts
+        if conflicts:
+            self._announcer.tell(events.StorageConflicted(worker=self._settings.name, conflicts=conflicts))
 
     # --- one attempt --------------------------------------------------------------------------------
 

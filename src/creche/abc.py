@@ -60,7 +60,7 @@ class Capabilities:
     """What a storage can do beyond the contract's core. What it can't, the engine makes up for by polling.
 
     Attributes:
-        listen: `Storage.listen` hears of new work by itself; False: it stays silent for ever.
+        listen: `Storage.listen` hears of new work by itself; False: it hears of what this process does, or of nothing.
         shared: several processes can use it at once.
         durable: what was answered survives the process.
     """
@@ -128,6 +128,13 @@ class Storage(Protocol):
     @property
     def capabilities(self) -> Capabilities:
         """What this storage can do."""
+        ...
+
+    @property
+    def conflicts(self) -> int:
+        """How often, since it was made, the database undid a transaction in favour of another and it was run again.
+        It only grows; 0 for ever where that can't happen.
+        """
         ...
 
     async def __aenter__(self) -> Self: ...

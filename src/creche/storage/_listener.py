@@ -1,6 +1,6 @@
-"""A listener on a server: hears this process's wakes directly, and others' on a connection of its own.
+"""Listeners: they hear this process's wakes directly, and others' on a connection of their own.
 
-It reserves nothing and keeps no list of wakes beyond the queues' names. How a server is listened to, an adapter says.
+They reserve nothing and keep no list of wakes beyond the queues' names. How a server is listened to, an adapter says.
 """
 
 from __future__ import annotations
@@ -19,28 +19,21 @@ from creche.storage._calls import CallDriver
 C = TypeVar("C")
 
 
-class ServerListener(ABC, Generic[C]):
-    """Merges wakes until somebody waits for them.
+class LocalListener:
+    """Merges wakes until somebody waits for them. It hears what its own process does, and nothing else.
 
     Args:
         queues: whose wakes it hears.
-        driver: makes its connection, which stands in no pool.
     """
 
-    def __init__(self, queues: Collection[str], driver: CallDriver[C]) -> None:
+    def __init__(self, queues: Collection[str]) -> None:
         self._queues = frozenset(queues)
-        self._driver = driver
         self._woken: set[str] = set()
         self._bell = anyio.Event()
-        self._broken: StorageError | None = None
-        self._scope = CancelScope()
-        self._ended = anyio.Event()
 
     async def wait(self) -> frozenset[str]:
         """See `Listener.wait`."""
         await self._bell.wait()
-        if self._broken is not None:
-            raise StorageUnavailable(f"the listener's connection broke: {self._broken}") from self._broken
         woken, self._woken = frozenset(self._woken), set()
         self._bell = anyio.Event()
         return woken
@@ -50,6 +43,29 @@ class ServerListener(ABC, Generic[C]):
         if heard := self._queues.intersection(queues):
             self._woken |= heard
             self._bell.set()
+
+
+class ServerListener(LocalListener, ABC, Generic[C]):
+    """Hears what other processes do, too.
+
+    Args:
+        queues: whose wakes it hears.
+        driver: makes its connection, which stands in no pool.
+    """
+
+    def __init__(self, queues: Collection[str], driver: CallDriver[C]) -> None:
+        super().__init__(queues)
+        self._driver = driver
+        self._broken: StorageError | None = None
+        self._scope = CancelScope()
+        self._ended = anyio.Event()
+
+    async def wait(self) -> frozenset[str]:
+        """See `Listener.wait`."""
+        await self._bell.wait()
+        if self._broken is not None:
+            raise StorageUnavailable(f"the listener's connection broke: {self._broken}") from self._broken
+        return await super().wait()
 
     async def run(self, *, task_status: TaskStatus[StorageError | None]) -> None:
         """Hear until stopped; report as started, with the error if there is one, when it is known to hear."""

@@ -98,11 +98,13 @@ class _Dispatch:
         jobs: Sequence[NewJob], asked: Sequence[NewJob], standing: Sequence[Row], sent_before: set[bytes]
     ) -> Dispatched:
         places: dict[bytes, int] = {}
-        for place, job in enumerate(jobs):
-            places.setdefault(job.id.bytes, place)
+        for number, job in enumerate(jobs):
+            places.setdefault(job.id.bytes, number)
         answers: dict[UUID, Insertion] = {}
         woken: set[str] = set()
-        for place, claim, job_id, status, fingerprint, result, soon in standing:
+        for row in standing:
+            place: int = row[0]
+            claim, job_id, status, fingerprint, result, soon = row[1:]
             job = jobs[place]
             # A later job of this batch may have taken the key that this one left unused: it stood in nobody's place.
             came_later = job_id not in sent_before and places.get(job_id, -1) > place

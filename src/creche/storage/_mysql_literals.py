@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 
 NEVER: Final = "FALSE"
@@ -41,7 +41,7 @@ def literal(value: object) -> str:
         case datetime():
             return f"TIMESTAMP'{moment_text(value)}'"
         case Iterable():
-            return ", ".join(map(literal, value))
+            return ", ".join(map(literal, cast("Iterable[object]", value)))
         case _:
             raise TypeError(f"{type(value).__name__} is no literal")
 

@@ -95,6 +95,11 @@ class MemoryStorage:
         """Wakes by itself, within this process."""
         return _CAPABILITIES
 
+    @property
+    def conflicts(self) -> int:
+        """None: nothing here is ever undone."""
+        return 0
+
     async def __aenter__(self) -> Self:
         self._epoch = max(self._epoch, datetime.now(UTC))
         self._origin = anyio.current_time()

@@ -6,8 +6,8 @@ and the statements, each with its reasons, stand in `sql/mysql/`: the same for b
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from functools import partial
 from types import TracebackType
@@ -46,6 +46,7 @@ from creche.errors import OptionInvalid, QueueNotOpen, StorageUnavailable, Usage
 from creche.storage import _mysql_rows as rows
 from creche.storage._asyncmy import Answer, AsyncmyDriver, Connection, parse_dsn
 from creche.storage._calls import Calls
+from creche.storage._listener import LocalListener
 from creche.storage._mysql_calls import BEGIN, COMMIT, Row, bare, chunks, together, undone_on_error
 from creche.storage._mysql_dispatch import Dispatched, dispatch
 from creche.storage._mysql_listener import MySQLListener, Waker
@@ -103,7 +104,7 @@ class MySQLStorage:
         dialect = load("mysql")
         self._schema = Schema(dialect, self._driver)
         self._sql = {name: bare(text) for name, text in dialect.statements.items()}
-        self._listeners: set[MySQLListener] = set()
+        self._listeners: set[LocalListener] = set()
         self._opened: _Opened | None = None
 
     def __repr__(self) -> str:
@@ -113,6 +114,11 @@ class MySQLStorage:
     def capabilities(self) -> Capabilities:
         """Wakes other processes if `push` is on; a listener that can't be woken says so when it is made."""
         return self._capabilities
+
+    @property
+    def conflicts(self) -> int:
+        """See `Storage.conflicts`."""
+        return self._calls.conflicts
 
     # --- lifecycle ----------------------------------------------------------------------------------
 
@@ -193,8 +199,8 @@ class MySQLStorage:
             due: list[int] = []
             for _ in range(ROUNDS):
                 found = (await connection.run(look))[0].rows
-                due = [due_in for _, _, due_in in found if due_in is not None]
-                ready = [names[place - 1] for place, is_ready, _ in found if is_ready]
+                due = [row[2] for row in found if row[2] is not None]
+                ready = [name for name, row in zip(names, found, strict=True) if row[1]]
                 if not ready or limit < 1:
                     break
                 claimed = await self._claim(connection, ready, limit, wanted, take)
@@ -320,18 +326,30 @@ class MySQLStorage:
         opened = self._opened
         if opened is None:
             raise QueueNotOpen
-        listener = MySQLListener(queues, self._driver, waker=opened.waker, later=opened.tasks.start_soon)
+        if not self._capabilities.listen:
+            with self._told(LocalListener(queues)) as listener:
+                yield listener
+            return
+        pushed = MySQLListener(queues, self._driver, waker=opened.waker, later=opened.tasks.start_soon)
         problem: BaseException | None = StorageUnavailable("MySQL gave no answer to a listener")
         try:
             with anyio.move_on_after(self._calls.timeout):
-                problem = await opened.tasks.start(listener.run, name="creche listener")
+                problem = await opened.tasks.start(pushed.run, name="creche listener")
             if problem is not None:
                 raise problem
-            self._listeners.add(listener)
+            with self._told(pushed):
+                yield pushed
+        finally:
+            await pushed.stop()
+
+    @contextmanager
+    def _told(self, listener: LocalListener) -> Generator[LocalListener]:
+        """Tell a listener of what this process does, for the length of the block."""
+        self._listeners.add(listener)
+        try:
             yield listener
         finally:
             self._listeners.discard(listener)
-            await listener.stop()
 
     def _wake(self, queues: Collection[str]) -> None:
         """Wake this process's listeners now, and everybody's soon."""

@@ -121,6 +121,11 @@ class PostgreSQLStorage:
         """Wakes by NOTIFY; a listener that can't hear through a pooler says so when it is made."""
         return _CAPABILITIES
 
+    @property
+    def conflicts(self) -> int:
+        """See `Storage.conflicts`."""
+        return self._calls.conflicts
+
     # --- lifecycle ----------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:

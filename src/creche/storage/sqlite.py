@@ -86,6 +86,11 @@ class SQLiteStorage:
         """All three."""
         return _CAPABILITIES
 
+    @property
+    def conflicts(self) -> int:
+        """None: a file has one writer at a time."""
+        return 0
+
     # --- lifecycle ----------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
