@@ -295,6 +295,14 @@ async def test_who_answers_before_hearing_the_end_is_heard_meanwhile() -> None:
         talker.join()
 
 
+async def test_the_answer_to_a_long_statement_may_take_its_time(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        assert await value(connection, "SELECT 1") == 1
+        with fail_after(10):
+            slow = f"SELECT length('{'x' * 12_000_000}') + n FROM (SELECT SLEEP(0.3) AS n) t"
+            assert await value(connection, slow) == 12_000_000
+
+
 async def test_a_statement_too_long_for_the_server_is_not_sent(server: AServer, dsn: str) -> None:
     async with connected(dsn) as connection:
         connection.max_allowed_packet = 1 << 20

@@ -392,6 +392,7 @@ class _Wire:
                 return
             rest = memoryview(data)[sent:]
             while rest:
+                self._ear.close()  # anyio registers its own callback now, and takes it away afterwards
                 await _news_or_room(self.socket)
                 if _has_news(self.socket):
                     early = self.socket.recv(CHUNK)
