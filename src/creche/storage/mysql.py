@@ -217,10 +217,9 @@ class MySQLStorage:
     ) -> Sequence[Row]:
         claimed: list[Row] = []
         async with undone_on_error(connection):
-            await connection.run(BEGIN)
-            for queue in queues:
+            for number, queue in enumerate(queues):
                 claim = self._render("claim", queue=queue, wanted=wanted, limit=limit - len(claimed))
-                claimed += (await connection.run(claim))[0].rows
+                claimed += (await connection.run(claim if number else f"{BEGIN};\n{claim}"))[-1].rows
                 if len(claimed) >= limit:
                     break
             end = [take(ids=[UUID(bytes=row[0]) for row in claimed]), COMMIT] if claimed else [COMMIT]
