@@ -28,6 +28,7 @@ from pymysql.cursors import Cursor
 from creche._ids import new_job_id, new_nonce
 from creche._job import Event, Failure, Insertion, Lease, NewJob, Retention, Settlement, Status
 from creche.errors import StorageUnavailable
+from creche.storage import _asyncmy
 from creche.storage import _mysql_rows as rows
 from creche.storage._asyncmy import Connection
 from creche.storage._mysql_calls import bare
@@ -304,6 +305,18 @@ async def test_opening_what_swallows_everything_ends_in_time() -> None:
         with anyio.fail_after(2), pytest.raises(StorageUnavailable, match=r"127\.0\.0\.1"):
             async with storage:
                 pytest.fail("nobody answered")
+
+
+async def test_a_listener_s_sleep_is_not_ended_by_the_limit_on_statements(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_asyncmy, "GRACE", 0)
+    async with MySQLStorage(dsn, call_timeout=1) as storage, storage.listen(["default"]) as listener:
+        with anyio.fail_after(SOON):
+            await listener.wait()  # it rings once when it has begun to sleep
+        with anyio.move_on_after(1.3) as silence:
+            await listener.wait()
+    assert silence.cancelled_caught
 
 
 # --- answers that are lost --------------------------------------------------------------------------

@@ -47,6 +47,12 @@ async def together(connection: Connection, statements: Sequence[str]) -> list[An
     return answers[1:-1]
 
 
+async def without_limit(connection: Connection) -> None:
+    """Let the statements of this session take as long as they take: those that sleep, or wait for their turn."""
+    limit = "max_statement_time" if connection.server.mariadb else "max_execution_time"
+    await connection.run(f"SET SESSION {limit} = 0")
+
+
 def _trips(statements: Sequence[str], most: int) -> Iterator[list[str]]:
     trip: list[str] = []
     size = 0

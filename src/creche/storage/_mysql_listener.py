@@ -23,6 +23,7 @@ from creche.errors import ListenerDeaf, StorageError, StorageUnavailable
 from creche.storage._asyncmy import AsyncmyDriver, Connection
 from creche.storage._calls import Calls
 from creche.storage._listener import ServerListener
+from creche.storage._mysql_calls import without_limit
 from creche.storage._mysql_literals import Expression, clock, literal, render
 
 # Seconds that a listener sleeps when nobody wakes it; a server that is gone is noticed so long after, at the latest.
@@ -112,8 +113,7 @@ class MySQLListener(ServerListener[Connection]):
         self._proven = anyio.Event()
 
     async def _begin(self, connection: Connection) -> None:
-        if connection.server.mariadb:
-            await connection.run("SET SESSION max_statement_time = 0")
+        await without_limit(connection)
         await connection.run(f"SELECT GET_LOCK({literal(lock_name(self._token))}, 0)")
         self._waker.own.add(self._token)
         await self._prove(connection)

@@ -11,7 +11,7 @@ from typing import Final
 
 from creche.errors import ConfigurationError, SchemaOutdated
 from creche.storage._asyncmy import AsyncmyDriver, Connection, translated
-from creche.storage._mysql_calls import bare
+from creche.storage._mysql_calls import bare, without_limit
 from creche.storage._mysql_literals import render
 from creche.storage._sql import Dialect, Migration
 
@@ -57,9 +57,7 @@ class Schema:
     async def migrate(self) -> Sequence[Migration]:
         """Apply what is missing, one after the other; wait for whoever is doing the same."""
         async with self._connection() as connection:
-            # It takes as long as it takes, however large the tables are.
-            if connection.server.mariadb:
-                await connection.run("SET SESSION max_statement_time = 0")
+            await without_limit(connection)
             lock = render(self._sql["lock_migrations"], {"seconds": LOCK_ROUND})
             while (await connection.run(lock))[0].rows != [(1,)]:
                 pass
