@@ -89,8 +89,9 @@ class Schema:
                 await connection.aclose()
 
     async def _check_log(self, connection: Connection) -> None:
-        ((logs, form),) = (await connection.run("SELECT @@log_bin, @@binlog_format"))[0].rows
-        if logs and form == "STATEMENT":
+        # SHOW: a server that has no such setting any more, as MySQL has announced, has no row of it, and no error.
+        shown = await connection.run("SHOW VARIABLES WHERE variable_name IN ('log_bin', 'binlog_format')")
+        if dict(shown[0].rows) == {"log_bin": "ON", "binlog_format": "STATEMENT"}:
             raise ConfigurationError(
                 f"{connection.server.name} logs statements, and can't log those of READ COMMITTED, in which creche "
                 "works: set binlog_format to ROW or MIXED"
