@@ -48,5 +48,5 @@ def lowest(session: nox.Session) -> None:
 @nox.session
 def example(session: nox.Session) -> None:
     """The main example, on the embedded SQLite that one gets by default."""
-    session.install(".[trio,postgres]")
+    session.install(".[trio,postgres,mysql]")
     session.run("python", "examples/library_index.py")
