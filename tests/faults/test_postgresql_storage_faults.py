@@ -25,7 +25,7 @@ from creche.storage._postgresql_calls import bare
 from creche.storage._postgresql_documents import settlements_document
 from creche.storage._sql import load
 from creche.storage.postgresql import PostgreSQLStorage
-from creche.testing.servers import ForeignServer, PostgreSQLServer, private_postgresql
+from creche.testing.servers import ForeignServer, PostgreSQLServer
 
 pytestmark = pytest.mark.anyio
 
@@ -102,11 +102,9 @@ async def _answer(connection: psycopg.Connection[Any], query: str) -> Any:
     return rows[0][0]
 
 
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[PostgreSQLServer]:
-    with private_postgresql(own=True, durable=True) as server:
-        assert isinstance(server, PostgreSQLServer)
-        yield server
+@pytest.fixture
+def own_server(own_postgresql: PostgreSQLServer) -> PostgreSQLServer:
+    return own_postgresql
 
 
 async def test_calls_outlast_a_restart_of_the_server(own_server: PostgreSQLServer) -> None:
