@@ -24,6 +24,7 @@ from creche import (
 )
 from creche._backoff import recovery_delay
 from creche._job import Event, Retention
+from creche.abc import Capabilities
 from creche.errors import LeaseLost
 from engine_kit import Faulty, until, virtual_time
 
@@ -518,3 +519,50 @@ async def test_the_cap_holds_after_jitter_and_ten_thousand_attempts_overflow_not
     backoff = ExponentialBackoff(base=1, multiplier=10, cap=30, jitter=1)
     delays = [backoff.delay(attempt) for attempt in (1, 2, 3, 100, 1_000, 10_000) for _ in range(200)]
     assert all(0 <= delay <= 30 and math.isfinite(delay) for delay in delays)
+
+
+class Contended(Faulty):
+    """Its database undid three transactions of the first round of upkeep, and one later on."""
+
+    @property
+    def conflicts(self) -> int:
+        return {0: 0, 1: 3}.get(self.calls.get("maintain", 0), 4)
+
+
+async def test_conflicts_that_the_storage_resolved_are_told_as_they_grow() -> None:
+    heard: list[int] = []
+
+    def watch(event: events.WorkerEvent) -> None:
+        if isinstance(event, events.StorageConflicted):
+            heard.append(event.conflicts)
+
+    async with Queue(Contended()) as queue, Worker(queue, handler=print, hooks=[watch]):
+        await anyio.sleep(120)
+    assert heard == [3, 1]
+
+
+class HardOfHearing(Faulty):
+    """Hears what this process does, and declares that this is all."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(listen=False, shared=True, durable=True)
+
+
+async def test_what_hears_of_its_own_process_alone_is_woken_by_it_and_polled_for_the_rest() -> None:
+    starts: list[float] = []
+    async with Queue(storage := HardOfHearing()) as queue:
+
+        @queue.task("work")
+        async def work() -> None:
+            starts.append(anyio.current_time())
+
+        async with Worker(queue, poll_interval=20):
+            await anyio.sleep(300)
+            began = anyio.current_time()
+            await (await work.dispatch()).wait()
+            assert starts[0] == began
+            await anyio.sleep(300)
+            polled = storage.calls["reserve"]
+            await anyio.sleep(3_600)
+            assert 3_600 / 22 - 1 <= storage.calls["reserve"] - polled <= 3_600 / 18 + 1
