@@ -74,6 +74,7 @@ def test_it_is_as_hostile_as_was_asked_for_and_can_be_told_otherwise(server: Pri
     assert ask(server.dsn(), "SELECT @@GLOBAL.time_zone") == "-11:00"
     assert ask(server.dsn(), "SELECT @@GLOBAL.sql_mode") == HOSTILE["sql_mode"]
     assert ask(server.dsn(), "SELECT @@GLOBAL.autocommit") == 0
+    assert ask(server.dsn(), "SELECT @@autocommit") == 1
     ask(server.dsn(), "SET GLOBAL max_connections = 30")
     assert ask(server.dsn(), "SELECT @@max_connections") == 30
     ask(server.dsn(), "SET GLOBAL max_connections = 200")

@@ -182,6 +182,8 @@ def connect_mysql(dsn: str, *, autocommit: bool = True) -> Connection[Cursor]:
         password=unquote(parts.password or ""),
         database=unquote(parts.path.lstrip("/")) or None,
         autocommit=autocommit,
+        # Said aloud: PyMySQL leaves it unsaid where the greeting has it so, and MySQL's greeting ignores its default.
+        init_command=f"SET autocommit = {autocommit:d}",
         # To load the authorities that this machine trusts takes longer than most tests do.
         ssl_disabled=host in LOOPBACK,
     )
