@@ -536,7 +536,10 @@ async def test_conflicts_that_the_storage_resolved_are_told_as_they_grow() -> No
         if isinstance(event, events.StorageConflicted):
             heard.append(event.conflicts)
 
-    async with Queue(Contended()) as queue, Worker(queue, handler=print, hooks=[watch]):
+    async def never(job: Job) -> None:
+        raise AssertionError(job)
+
+    async with Queue(Contended()) as queue, Worker(queue, handler=never, hooks=[watch]):
         await anyio.sleep(120)
     assert heard == [3, 1]
 
