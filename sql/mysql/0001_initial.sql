@@ -75,7 +75,9 @@ CREATE TABLE IF NOT EXISTS creche_jobs (
     -- Single flight, and the caller's own names: uniqueness is the database's business, in the insert itself.
     UNIQUE KEY creche_jobs_flight (flight),
     UNIQUE KEY creche_jobs_key (queue_name, idempotency_key)
-) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin
+-- A queue is empty at one moment and full at the next, and next_due.sql needs statistics that know.
+  STATS_PERSISTENT = 1 STATS_AUTO_RECALC = 1;
 
 -- A copy, without a foreign key: it outlives the job's row.
 CREATE TABLE IF NOT EXISTS creche_dead_letters (

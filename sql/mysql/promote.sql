@@ -1,9 +1,10 @@
 -- Make the jobs of one queue ready whose time has come: pending ones are due by definition, so that claim.sql never has
--- to walk over those that are not.
+-- to walk over those that are not. `status` says nothing new, but is in no index: see overdue.sql.
 UPDATE (
            SELECT id
              FROM creche_jobs FORCE INDEX (creche_jobs_due)
             WHERE due_queue = %(queue)s
+              AND status = 'scheduled'
               AND available_at <= %(now)s
             ORDER BY available_at
             LIMIT %(limit)s

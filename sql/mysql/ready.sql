@@ -2,6 +2,7 @@
 -- and opens no transaction, so a worker that looks in vain costs next to nothing.
 -- Names are made bytes in a table of their own, which DISTINCT keeps the planner from merging: MariaDB remembers what a
 -- subquery answered to the outer column, and would take the answer of 'a' for 'A' and 'a ', which a collation holds equal.
+-- ORDER BY names the whole index: by available_at alone, MySQL sorts whatever is scheduled in that queue.
 SELECT q.place,
        EXISTS (
            SELECT 1
@@ -13,7 +14,7 @@ SELECT q.place,
            SELECT TIMESTAMPDIFF(MICROSECOND, %(now)s, available_at)
              FROM creche_jobs FORCE INDEX (creche_jobs_due)
             WHERE due_queue = q.name
-            ORDER BY available_at
+            ORDER BY due_queue, available_at
             LIMIT 1
        ) AS due_in
   FROM (

@@ -1,0 +1,326 @@
+"""What MySQL and MariaDB do for each hot statement with 600,000 rows behind it: what they plan, read and lock."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeAlias
+from uuid import UUID
+
+import anyio
+import pytest
+from attrs import field, frozen
+from pymysql.connections import Connection
+from pymysql.cursors import Cursor, DictCursor
+
+from creche._job import ERRORS_KEPT, WAKE_HORIZON, Event, Failure, Lease, NewJob, Settlement
+from creche.storage import _mysql_rows as rows
+from creche.storage._asyncmy import SQL_MODE
+from creche.storage._mysql_calls import bare
+from creche.storage._mysql_literals import Expression, among, clock, render
+from creche.storage._sql import load
+from creche.storage.mysql import MySQLStorage
+from creche.testing.servers import ForeignServer, MariaDBServer, MySQLServer, connect_mysql
+from databases import empty_database
+
+Server: TypeAlias = "MariaDBServer | MySQLServer | ForeignServer"
+Raw: TypeAlias = "Connection[Cursor]"
+
+SQL: Final = {name: bare(text) for name, text in load("mysql").statements.items()}
+NOW: Final = datetime.now(UTC)
+ROWS: Final = 200_000
+DAY: Final = 86_400 * 1_000_000
+
+# --- 600,000 rows -----------------------------------------------------------------------------------
+
+PENDING, SCHEDULED, COMPLETED, PROCESSING = "pending", "scheduled", "completed", "processing"
+PLACES: Final = {PENDING: 1, SCHEDULED: 2, COMPLETED: 3, PROCESSING: 4}
+
+# Of each status the n-th: as old as n seconds, or due in as many, but for a hundred that are overdue.
+FILL: Final = """
+INSERT INTO creche_jobs (id, queue_name, type, payload, status, priority, attempts, max_attempts, available_at,
+                         locked_until, token, nonce, idempotency_key, fingerprint, single_flight, result_expires_at,
+                         errors, created_at, updated_at, completed_at)
+SELECT UNHEX(CONCAT('0', %(place)s, LPAD(HEX(n), 30, '0'))), CONCAT('q', n MOD 4), CONCAT('t', n MOD 3), '{}',
+       %(status)s, n MOD 7 - 3, 1, 1 + n MOD 2,
+       IF(%(status)s = 'scheduled', %(now)s + INTERVAL (n - 100) SECOND, %(now)s - INTERVAL n SECOND),
+       IF(%(status)s = 'processing', %(now)s + INTERVAL (50 - n) SECOND, NULL), 1, 1,
+       IF(n MOD 10 = 0, CONCAT(%(status)s, n), NULL),
+       IF(n MOD 10 = 1, UNHEX(SHA2(CONCAT(%(status)s, n), 256)), NULL), n MOD 10 = 1,
+       IF(n MOD 10 = 1 AND %(status)s = 'completed', %(now)s + INTERVAL 30 DAY, NULL),
+       '[]', %(now)s, %(now)s, IF(%(status)s = 'completed', %(now)s - INTERVAL n SECOND, NULL)
+  FROM (SELECT 1 + a.n + 1000 * b.n AS n FROM numbers AS a CROSS JOIN numbers AS b WHERE b.n <= %(rows)s DIV 1000) AS all_n
+ WHERE n <= %(rows)s
+"""
+NUMBERS: Final = f"""
+CREATE TABLE numbers AS
+WITH digits (n) AS ({" UNION ALL ".join(f"SELECT {n}" for n in range(10))})
+SELECT a.n + 10 * b.n + 100 * c.n AS n FROM digits AS a CROSS JOIN digits AS b CROSS JOIN digits AS c
+"""
+DEAD: Final = """
+INSERT INTO creche_dead_letters
+SELECT UNHEX(LPAD(HEX(n), 32, '0')), 'q', 't', '{}', 0, 3, 3, %(now)s, %(now)s - INTERVAL n HOUR, '[]' FROM numbers
+"""
+
+
+def job_id(status: str, number: int) -> UUID:
+    return UUID(hex=f"0{PLACES[status]}{number:030x}")
+
+
+@pytest.fixture(scope="session", params=["mariadb", "mysql"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Each server in turn."""
+    server: Server = request.getfixturevalue(f"{request.param}_server")
+    return server
+
+
+@contextmanager
+def session(dsn: str) -> Iterator[Raw]:
+    """A session as the storage's are."""
+    with closing(connect_mysql(dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute(f"SET sql_mode = '{SQL_MODE}', collation_connection = 'utf8mb4_bin', time_zone = '+00:00'")
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        cursor.execute("SET innodb_lock_wait_timeout = 2")
+        yield connection
+
+
+def fill(cursor: Cursor, each: int) -> None:
+    """Write so many jobs of each status, and a hundred that run. Indexes come last: that takes a third of the time."""
+    cursor.execute("SHOW CREATE TABLE creche_jobs")
+    ((_, table),) = cursor.fetchall()
+    keys = re.findall(r"^ +((?:UNIQUE )?KEY `(\w+)` .*?),?$", table, re.MULTILINE)
+    cursor.execute(f"ALTER TABLE creche_jobs {', '.join(f'DROP KEY {name}' for _, name in keys)}")
+    for status, place in PLACES.items():
+        count = 100 if status == PROCESSING else each
+        cursor.execute(render(FILL, {"status": status, "place": place, "rows": count, "now": clock(NOW)}))
+    cursor.execute(f"ALTER TABLE creche_jobs {', '.join(f'ADD {key}' for key, _ in keys)}")
+
+
+@pytest.fixture(scope="module")
+def filled(server: Server) -> Iterator[Raw]:
+    """A database with 200,000 jobs each that are pending, scheduled and completed, and a hundred that run."""
+    with empty_database(server) as dsn, session(dsn) as connection, connection.cursor() as cursor:
+        anyio.run(MySQLStorage(dsn).migrate)
+        cursor.execute(NUMBERS)
+        fill(cursor, ROWS)
+        cursor.execute(render(DEAD, {"now": clock(NOW)}))
+        yield connection
+
+
+@pytest.fixture(scope="module", params=["of an empty table", "true"])
+def crowded(request: pytest.FixtureRequest, filled: Raw) -> Raw:
+    """With statistics that are up to date, and with some that nobody has taken since there was nothing."""
+    with filled.cursor() as cursor:
+        if request.param == "true":
+            cursor.execute("ANALYZE TABLE creche_jobs, creche_dead_letters")
+        else:
+            here = "WHERE database_name = DATABASE()"
+            cursor.execute(f"UPDATE mysql.innodb_table_stats SET n_rows = 0, clustered_index_size = 1 {here}")
+            cursor.execute(f"UPDATE mysql.innodb_index_stats SET stat_value = stat_name NOT LIKE 'n_diff%' {here}")
+            cursor.execute("FLUSH TABLES")
+    return filled
+
+
+# --- the statements, with parameters as the storage sends them --------------------------------------
+
+READY, DUE, HELD = "creche_jobs_ready", "creche_jobs_due", "creche_jobs_held"
+FINISHED, FLIGHT, KEY = "creche_jobs_finished", "creche_jobs_flight", "creche_jobs_key"
+BURIED, BY_ID = "creche_dead_letters_buried", "PRIMARY"
+
+ALL: Final = among("type", None)
+SOME: Final = among("type", ["t1", "t2"])
+LEASES: Final = [Lease(job_id=job_id(PROCESSING, n), token=1, nonce=1) for n in range(1, 101)]
+SETTLEMENTS: Final = [
+    Settlement(lease=lease, event=Event.FAIL, error=Failure(type="E", message="m"))
+    if n % 2
+    else Settlement(lease=lease, event=Event.SUCCEED, result=b"{}")
+    for n, lease in enumerate(LEASES)
+]
+NEW: Final = [
+    NewJob(id=UUID(int=1 << 127 | n), type="t", payload=b"{}", idempotency_key=f"k{n}", fingerprint=bytes([n] * 32))
+    for n in range(20)
+]
+FINGERPRINTS: Final = [job.fingerprint for job in NEW]
+IDS: Final = {status: [job_id(status, n) for n in range(10, 20)] for status in PLACES}
+KEPT: Final = {"completed": DAY, "failed": DAY, "cancelled": DAY}
+
+
+@frozen
+class Hot:
+    """A statement, its parameters, the indexes it can't do without, and how many rows it may read."""
+
+    name: str
+    parameters: dict[str, Any]
+    indexes: set[str]
+    most: int = field(kw_only=True)
+
+    def text(self, now: datetime | None = NOW) -> str:
+        """Return the statement as the storage would send it."""
+        return render(SQL[self.name], {**self.parameters, "now": clock(now)})
+
+
+def insert(tail: str = "") -> dict[str, Any]:
+    return {"jobs": Expression(",\n".join(rows.job_row(job, clock(NOW)) for job in NEW) + tail)}
+
+
+HOT: Final = {
+    "insert": Hot("insert", insert(f"\n{SQL['unless_standing']}"), set(), most=0),
+    "find standing": Hot(
+        "find_standing",
+        {"jobs": rows.joined(rows.asked_element(n, job) for n, job in enumerate(NEW)), "horizon": 30},
+        {BY_ID, KEY, FLIGHT},
+        most=300,
+    ),
+    "expire results": Hot("expire_results", {"fingerprints": FINGERPRINTS}, {FLIGHT}, most=20),
+    "ready": Hot("ready", {"queues": rows.document(["q1"]), "wanted": ALL}, {READY, DUE}, most=15),
+    "ready, five queues": Hot(
+        "ready", {"queues": rows.document(["x", "q1", "q2", "q3", "y"]), "wanted": ALL}, {READY, DUE}, most=50
+    ),
+    "ready, some types": Hot("ready", {"queues": rows.document(["q1", "q2"]), "wanted": SOME}, {READY, DUE}, most=30),
+    "claim": Hot("claim", {"queue": "q1", "wanted": ALL, "limit": 10}, {READY}, most=10),
+    "claim a thousand": Hot("claim", {"queue": "q1", "wanted": ALL, "limit": 1_000}, {READY}, most=1_000),
+    "claim some types": Hot("claim", {"queue": "q1", "wanted": SOME, "limit": 10}, {READY}, most=10),
+    "reserve": Hot("reserve", {"ids": IDS[PENDING], "nonce": 1, "worker": "w", "lease": DAY}, {BY_ID}, most=20),
+    "extend": Hot("extend", {"leases": rows.leases_document(LEASES), "seconds": DAY}, {BY_ID}, most=510),
+    "held": Hot("held", rows.lease_parameters(LEASES), {BY_ID}, most=100),
+    "settle": Hot(
+        "settle",
+        {"settlements": rows.joined(rows.settlement_elements(SETTLEMENTS)), "kept": ERRORS_KEPT},
+        {BY_ID},
+        most=510,
+    ),
+    "settled": Hot("settled", {"horizon": 30, **rows.lease_parameters(LEASES)}, {BY_ID}, most=100),
+    "write dead letters": Hot("write_dead_letters", {"buried": rows.is_lease(LEASES)}, {BY_ID}, most=100),
+    "overdue": Hot("overdue", KEPT, {HELD, FINISHED}, most=10),
+    "recover": Hot("recover", {"limit": 10, "kept": ERRORS_KEPT}, {HELD, BY_ID}, most=75),
+    "spent": Hot("spent", {"limit": 10}, {HELD}, most=20),
+    "bury": Hot("bury", {"ids": IDS[PROCESSING], "kept": ERRORS_KEPT}, {BY_ID}, most=20),
+    "promote": Hot("promote", {"queue": "q1", "limit": 10}, {DUE, BY_ID}, most=75),
+    "next expiry": Hot("next_expiry", {}, set(), most=2),
+    "prune": Hot("prune", {"status": "completed", "kept": DAY, "limit": 10}, {FINISHED, BY_ID}, most=60),
+    "prune dead letters": Hot("prune_dead_letters", {"kept": DAY, "limit": 10}, {BURIED, BY_ID}, most=60),
+    "cancel": Hot("cancel", {"ids": IDS[PENDING]}, {BY_ID}, most=20),
+    "statuses": Hot("statuses", {"ids": IDS[PENDING]}, {BY_ID}, most=10),
+    "retriable": Hot("retriable", {"ids": IDS[SCHEDULED]}, {BY_ID}, most=10),
+    "rivals": Hot("rivals", {"fingerprints": FINGERPRINTS}, {FLIGHT}, most=20),
+    "retry": Hot("retry", {"ids": IDS[SCHEDULED]}, {BY_ID}, most=20),
+    "delete dead letters": Hot("delete_dead_letters", {"ids": IDS[SCHEDULED]}, {BY_ID}, most=20),
+    "find": Hot("find", {"ids": IDS[PENDING]}, {BY_ID}, most=10),
+    "list": Hot("list", {"before": job_id(COMPLETED, 100), "wanted": ALL, "limit": 50}, {BY_ID}, most=51),
+    "list some": Hot(
+        "list",
+        {"before": job_id(COMPLETED, 9), "wanted": among("queue_name", ["q1"]), "limit": 5},
+        {BY_ID},
+        most=51,
+    ),
+    "dead letters": Hot("dead_letters", {"before": UUID(int=500), "limit": 50}, {BY_ID}, most=51),
+}
+
+
+def explain(connection: Raw, statement: str) -> list[dict[str, Any]]:
+    """Return the steps of a statement's plan."""
+    with connection.cursor(DictCursor) as cursor:
+        cursor.execute(f"EXPLAIN FORMAT=TRADITIONAL {statement}")
+        return list(cursor.fetchall())
+
+
+def reads(connection: Raw, statement: str) -> int:
+    """Run a statement, undo it, and return how many rows it read."""
+
+    def read() -> int:
+        cursor.execute("SHOW SESSION STATUS LIKE 'Handler_read%'")
+        return sum(int(count) for _, count in cursor.fetchall())
+
+    with connection.cursor() as cursor:
+        looking = -read() + read()
+        connection.begin()
+        try:
+            before = read()
+            cursor.execute(statement)
+            return read() - before - looking
+        finally:
+            connection.rollback()
+
+
+# --- what they plan ---------------------------------------------------------------------------------
+
+
+def faults(plan: list[dict[str, Any]], indexes: set[str]) -> list[str]:
+    """Return what is wrong with a plan: an index that is not used, a table that is read from end to end, or sorted."""
+    found = [f"{index} is not used" for index in sorted(indexes - {step["key"] for step in plan})]
+    for step in plan:
+        # The rows of a page and of a batch are few, and may be sorted.
+        if step["key"] is None or step["select_type"] in {"INSERT", "UNION RESULT"}:
+            continue
+        extra = step["Extra"] or ""
+        if step["type"] in {"ALL", "index"} or "Using filesort" in extra:
+            found.append(f"{step['table']}: {step['type']} {step['key']}: {extra}")
+    found += [f"{step['table']}: ALL" for step in plan if step["type"] == "ALL" and is_read(step)]
+    return found
+
+
+def is_read(step: dict[str, Any]) -> bool:
+    """Whether a step reads a table of ours; MySQL shows what an INSERT writes as one that is."""
+    return step["select_type"] != "INSERT" and step["table"] in {"creche_jobs", "creche_dead_letters", "j", "d"}
+
+
+@pytest.mark.parametrize("now", [None, NOW], ids=["now", "given"])
+@pytest.mark.parametrize("case", HOT)
+def test_a_hot_statement_goes_by_its_indexes(crowded: Raw, case: str, now: datetime | None) -> None:
+    hot = HOT[case]
+    assert faults(explain(crowded, hot.text(now)), hot.indexes) == []
+
+
+@pytest.mark.parametrize("case", HOT)
+def test_a_hot_statement_reads_no_more_than_it_needs(crowded: Raw, case: str) -> None:
+    hot = HOT[case]
+    explain(crowded, hot.text())  # what the server reads once about a table is not counted
+    assert reads(crowded, hot.text()) <= hot.most
+
+
+def test_the_next_due_job_of_each_queue_is_found_by_a_hop(crowded: Raw, request: pytest.FixtureRequest) -> None:
+    if {"mysql", "of an empty table"} <= {*request.node.callspec.params.values()}:
+        pytest.skip("MySQL hops only where its statistics know of the rows, so they are kept up to date")
+    statement = Hot("next_due", {}, {DUE}, most=10)
+    (step,) = explain(crowded, statement.text())
+    assert "Using index for group-by" in step["Extra"]
+    assert reads(crowded, statement.text()) <= statement.most
+
+
+def test_upkeep_with_little_to_do_looks_at_little(crowded: Raw) -> None:
+    last = (ROWS - 5) * 1_000_000
+    for name, few in {
+        "prune": {"status": "completed", "kept": last, "limit": 1_000},
+        "prune_dead_letters": {"kept": 995 * 3_600 * 1_000_000, "limit": 1_000},
+        "overdue": {**KEPT, "completed": last, "failed": 999 * 3_600 * 1_000_000},
+    }.items():
+        statement = Hot(name, few, set(), most=0).text()
+        explain(crowded, statement)
+        assert reads(crowded, statement) <= 60
+
+
+@pytest.mark.parametrize(
+    ("index", "case"),
+    [
+        (READY, "claim"),
+        (DUE, "promote"),
+        (HELD, "recover"),
+        (FINISHED, "prune"),
+        (FLIGHT, "find standing"),
+        (KEY, "find standing"),
+        (BURIED, "prune dead letters"),
+    ],
+)
+def test_these_tests_would_notice_that_an_index_is_gone(server: Server, index: str, case: str) -> None:
+    hot = HOT[case]
+    assert index in hot.indexes
+    with empty_database(server) as dsn, session(dsn) as connection, connection.cursor() as cursor:
+        anyio.run(MySQLStorage(dsn).migrate)
+        plan = explain(connection, hot.text())
+        assert f"{index} is not used" not in faults(plan, hot.indexes)
+        # FORCE INDEX must find one of this name; but it is of no use.
+        table, column = ("dead_letters", "created_at") if index == BURIED else ("jobs", "updated_at")
+        cursor.execute(f"ALTER TABLE creche_{table} DROP INDEX {index}, ADD INDEX {index} ({column})")
+        assert faults(explain(connection, hot.text()), hot.indexes)
