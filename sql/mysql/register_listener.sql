@@ -1,4 +1,4 @@
--- Tell those who dispatch that somebody sleeps here and wants to be woken for these queues. Rows whose sleepers are long
--- gone go; those that a killed process left meanwhile cost a look each.
+-- Tell those who dispatch that somebody sleeps here and wants to be woken for these queues, now or still.
 INSERT INTO creche_listeners (token, queue_name, registered_at)
 VALUES %(listeners)s
+    ON DUPLICATE KEY UPDATE registered_at = UTC_TIMESTAMP(6)

@@ -10,6 +10,7 @@ privileges, a listener that can't be woken finds out at its start, and polling d
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +25,9 @@ from creche.storage._asyncmy import AsyncmyDriver, Connection
 from creche.storage._calls import Calls
 from creche.storage._listener import ServerListener
 from creche.storage._mysql_calls import without_limit
-from creche.storage._mysql_literals import Expression, clock, literal, render
+from creche.storage._mysql_literals import Expression, literal, render
+
+_log = logging.getLogger("creche")
 
 # Seconds that a listener sleeps when nobody wakes it; a server that is gone is noticed so long after, at the latest.
 NAP: Final = 30.0
@@ -37,6 +40,10 @@ LAST_PAUSE: Final = 0.1
 # Seconds after the start of a nap when surely it has begun: who dispatched before has been missed, so one looks again.
 ASLEEP: Final = 0.02
 
+# Seconds after which a listener tells of itself again; those that haven't for a day are taken for dead.
+STILL_HERE: Final = 3600.0
+
+NOT_OWNER: Final = 1095  # ER_KILL_DENIED_ERROR
 INTERRUPTED: Final = 1317  # ER_QUERY_INTERRUPTED: MariaDB's word for it; MySQL's SLEEP returns 1
 
 
@@ -51,6 +58,7 @@ class Waker:
     def __init__(self, calls: Calls[Connection], sql: Mapping[str, str]) -> None:
         self._calls = calls
         self._sql = sql
+        self._explained = False
         self.own: set[bytes] = set()
 
     async def wake(self, queues: Sequence[str]) -> None:
@@ -65,22 +73,35 @@ class Waker:
     async def register(self, token: bytes, queues: Collection[str]) -> None:
         """Tell everybody of a listener."""
         rows = ", ".join(f"({literal((token, queue))}, UTC_TIMESTAMP(6))" for queue in sorted(queues))
-        statement = render(self._sql["register_listener"], {"listeners": Expression(rows)})
-        await self._calls.run(lambda connection: connection.run(statement))
+        register = render(self._sql["register_listener"], {"listeners": Expression(rows)})
+        await self._send(f"{register};\n{self._sql['expire_listeners']}")
 
     async def forget(self, token: bytes) -> None:
         """Tell everybody that a listener is gone."""
-        statement = render(self._sql["forget_listeners"], {"token": token, "now": clock(None)})
-        await self._calls.run(lambda connection: connection.run(statement))
+        await self._send(render(self._sql["forget_listener"], {"token": token}))
+
+    async def _send(self, statements: str) -> None:
+        await self._calls.run(lambda connection: connection.run(statements))
 
     async def _end(self, find: str) -> None:
         async def work(connection: Connection) -> None:
             for (number,) in (await connection.run(find))[0].rows:
                 if number is not None:
-                    with suppress(MySQLError):  # gone meanwhile, or another account's: then it polls
+                    try:
                         await connection.run(f"KILL QUERY {number}")
+                    except MySQLError as error:
+                        self._explain(error)
 
         await self._calls.run(work)
+
+    def _explain(self, error: MySQLError) -> None:
+        """Say once what an operator can mend; that it is gone meanwhile is nobody's business."""
+        if error.args[0] == NOT_OWNER and not self._explained:
+            self._explained = True
+            _log.warning(
+                "MySQL: a worker that runs under another account can't be woken, and will look for itself: let "
+                "dispatchers and workers share an account, or give this one CONNECTION_ADMIN"
+            )
 
 
 def lock_name(token: bytes) -> str:
@@ -137,16 +158,19 @@ class MySQLListener(ServerListener[Connection]):
                 await self._proven.wait()
 
     async def _hear(self, connection: Connection) -> None:
-        pause, last = 0.0, current_time()
+        pause, told = 0.0, current_time()
         self._later(self._look_again)
         while True:
+            began = current_time()
             if await self._nap(connection, NAP):
                 self._ring_all()
-                now = current_time()
-                pause = min(LAST_PAUSE, pause * 2 or FIRST_PAUSE) if now - last < LAST_PAUSE + ASLEEP else 0.0
+                thick = current_time() - began < LAST_PAUSE
+                pause = min(LAST_PAUSE, pause * 2 or FIRST_PAUSE) if thick else 0.0
                 await anyio.sleep(pause)
-                last = current_time()
                 self._later(self._look_again)
+            if current_time() - told > STILL_HERE:
+                await self._waker.register(self._token, self._queues)
+                told = current_time()
 
     async def _nap(self, connection: Connection, seconds: float) -> bool:
         """Sleep; return whether somebody ended it."""
