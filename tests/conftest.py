@@ -81,7 +81,7 @@ def sqlite_dsn(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/jobs.db"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb", "mysql"])
 def shared_dsn(request: pytest.FixtureRequest) -> str:
     """An empty database that several processes can use, of each engine in turn."""
     return str(request.getfixturevalue(f"{request.param}_dsn"))
