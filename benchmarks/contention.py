@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle
 from time import monotonic, perf_counter
 from typing import Any, Final
 
@@ -145,17 +146,18 @@ def _dispatch(*arguments: Any) -> int:
     return anyio.run(dispatch, *arguments)
 
 
-def contend(dsn: str, load: Load) -> Outcome:
-    """Run it once."""
+def contend(dsns: Sequence[str], load: Load) -> Outcome:
+    """Run it once; the processes take turns with the DSNs, which are of one database."""
     queue = f"contention-{secrets.token_hex(4)}"
-    anyio.run(prepare, dsn, queue, load)
+    anyio.run(prepare, dsns[0], queue, load)
     # Not forked: what a fork inherits would be a fault of its own.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(load.reservers + load.dispatchers, mp_context=context) as processes:
         start = monotonic() + 1.5
         share = load.dispatched // load.dispatchers
-        dispatching = [processes.submit(_dispatch, dsn, queue, share, start) for _ in range(load.dispatchers)]
-        reserving = [processes.submit(_reserve, dsn, queue, load, start) for _ in range(load.reservers)]
+        turns = cycle(dsns)
+        dispatching = [processes.submit(_dispatch, next(turns), queue, share, start) for _ in range(load.dispatchers)]
+        reserving = [processes.submit(_reserve, next(turns), queue, load, start) for _ in range(load.reservers)]
         conflicts = sum(future.result() for future in dispatching)
         seen = [future.result() for future in reserving]
     times = Counter(job for each in seen for job in each.jobs)
@@ -176,7 +178,9 @@ def contend(dsn: str, load: Load) -> Outcome:
 def main() -> int:
     """Measure and print; 1 if a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contention")
-    parser.add_argument("--dsn", required=True, help="a database made for this")
+    parser.add_argument(
+        "--dsn", action="append", required=True, help="a database made for this; several: the nodes of one cluster"
+    )
     parser.add_argument("--backlog", type=int, default=Load().backlog)
     parser.add_argument("--dispatched", type=int, default=Load().dispatched)
     parser.add_argument("--json", action="store_true")
@@ -186,7 +190,7 @@ def main() -> int:
     if options.json:
         print(json.dumps(figures))
     else:
-        table = Table(*figures, title=f"8 reserve {BATCH} at a time, 4 dispatch: {mask(options.dsn)}")
+        table = Table(*figures, title=f"8 reserve {BATCH} at a time, 4 dispatch: {mask(' '.join(options.dsn))}")
         table.add_row(*(f"{value:,.0f}" for value in figures.values()))
         Console(width=140).print(table)
     return 0 if outcome.sound else 1

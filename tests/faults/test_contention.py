@@ -6,6 +6,6 @@ from benchmarks.contention import Load, contend
 
 
 def test_rivals_share_no_job_lose_none_and_find_work_while_there_is_any(shared_dsn: str) -> None:
-    outcome = contend(shared_dsn, Load(backlog=1_000, dispatched=200, reservers=4, dispatchers=2))
+    outcome = contend([shared_dsn], Load(backlog=1_000, dispatched=200, reservers=4, dispatchers=2))
     assert outcome.sound, outcome
     assert outcome.jobs == 1_200

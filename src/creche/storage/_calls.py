@@ -21,11 +21,12 @@ T = TypeVar("T")
 
 # How often a transaction is run that the server undoes in favour of another, and how often a call is sent whose
 # connection breaks. Every call of creche can be sent again, so a restarted server costs its callers no error.
-CONFLICTS: Final = 6
+CONFLICTS: Final = 12
 BREAKS: Final = 3
 
-# Seconds, doubling with each conflict and spread, so that two rivals don't meet again.
+# Seconds, doubling with each conflict up to the longest and spread, so that two rivals don't meet again.
 FIRST_PAUSE: Final = 0.01
+LONGEST_PAUSE: Final = 0.5
 
 
 class CallDriver(Driver[C], Protocol[C]):
@@ -103,7 +104,8 @@ class Calls(Generic[C]):
                     self.conflicts += 1
                     if conflicts >= CONFLICTS:
                         raise
-                    pause = FIRST_PAUSE * 2**conflicts * random.uniform(0.5, 1.0)  # noqa: S311 - spreads rivals
+                    longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2**conflicts)
+                    pause = longest * random.uniform(0.2, 1.0)  # noqa: S311 - spreads rivals
                 except StorageUnavailable:
                     # A dead socket, or a live one to a server that became a standby: it is not to be lent again.
                     self._driver.drop(connection)
