@@ -283,10 +283,20 @@ def test_a_setting_that_makes_no_sense_is_a_usage_error(run: Run, monkeypatch: p
 # --- configuration ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dsn", ["postgresql://bob:secret@127.0.0.1:1/db", "mysql://bob:secret@db/x", "bob:secret@db"])
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://bob:secret@127.0.0.1:1/db",
+        "mysql://bob:secret@127.0.0.1:1/db",
+        "mariadb://bob:secret@127.0.0.1:1/db?unix_socket=/nowhere",
+        "oracle://bob:secret@db/x",
+        "bob:secret@db",
+    ],
+)
 def test_a_database_out_of_reach_is_one_line_without_the_password(run: Run, folder: Path, dsn: str) -> None:
-    if dsn.startswith("postgresql"):
-        pytest.importorskip("psycopg")
+    driver = {"postgresql": "psycopg", "mysql": "asyncmy", "mariadb": "asyncmy"}.get(dsn.partition(":")[0])
+    if driver is not None:
+        pytest.importorskip(driver)
     (folder / "clibad.py").write_text("from creche import Queue\ndef make(): return Queue()\n")
     for words in (["jobs", "list"], ["migrate"]):
         done = run(*words, "--dsn", dsn)

@@ -102,12 +102,12 @@ def start(tmp_path: Path, anyio_backend: str) -> Generator[Start]:
             kill(pid)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
 def dsn(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'jobs.db'}"
         return
-    server = request.getfixturevalue("postgresql_server")
+    server = request.getfixturevalue(f"{request.param}_server")
     name = f"library_{uuid4().hex[:12]}"
     yield server.create_database(name)
     server.drop_database(name)
