@@ -342,3 +342,23 @@ async def test_an_account_needs_four_privileges_to_work_and_to_be_woken(dsn: str
             with anyio.fail_after(10):
                 assert await listener.wait() == {"default"}
                 assert await receipt.wait() == 42
+
+
+async def test_an_account_wakes_another_one_s_workers_only_if_it_may_end_their_statements(dsn: str) -> None:
+    await MySQLStorage(dsn).migrate()
+    new = NewJob(id=new_job_id(), type="t", payload=b"{}")
+    with account(dsn, *TO_WORK) as worker, account(dsn, *TO_WORK) as dispatcher:
+        async with MySQLStorage(worker) as there, there.listen(["default"]) as listener:
+            await listener.wait()  # it rings once when it has begun to sleep
+            async with MySQLStorage(dispatcher) as here:
+                await here.insert([new])
+                with anyio.move_on_after(0.3) as silence:
+                    await listener.wait()
+                assert silence.cancelled_caught
+            ((version,),) = ask(dsn, "SELECT VERSION()")
+            privilege = "CONNECTION ADMIN" if "MariaDB" in version else "CONNECTION_ADMIN"
+            ask(dsn, f"GRANT {privilege} ON *.* TO {urlsplit(dispatcher).username}@'%'")
+            async with MySQLStorage(dispatcher) as here:
+                await here.insert([new])
+                with anyio.fail_after(5):
+                    assert await listener.wait() == {"default"}
