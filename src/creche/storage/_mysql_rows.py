@@ -187,9 +187,14 @@ def statuses(rows: Iterable[Row]) -> dict[UUID, Status]:
     return {UUID(bytes=row[0]): Status(row[1]) for row in rows}
 
 
+def in_turn(claimed: Iterable[Row]) -> Sequence[Row]:
+    """Return rows of `claim.sql` in the order in which they are to start: what is locked by ids comes in any."""
+    return sorted(claimed, key=lambda row: (-row[5], row[9], row[0]))
+
+
 def reserved_job(row: Row, nonce: int) -> ReservedJob:
     """Return a row of `claim.sql` as `reserve.sql` has left it."""
-    job_id, token, queue_name, job_type, payload, priority, attempts, max_attempts, created_at = row
+    job_id, token, queue_name, job_type, payload, priority, attempts, max_attempts, created_at, _ = row
     return ReservedJob(
         lease=Lease(job_id=UUID(bytes=job_id), token=token + 1, nonce=nonce),
         queue_name=queue_name.decode(),

@@ -50,7 +50,7 @@ from creche.storage._listener import LocalListener
 from creche.storage._mysql_calls import BEGIN, COMMIT, Row, bare, chunks, together, undone_on_error
 from creche.storage._mysql_dispatch import Dispatched, dispatch
 from creche.storage._mysql_listener import MySQLListener, Waker
-from creche.storage._mysql_literals import Expression, among, clock, render
+from creche.storage._mysql_literals import among, clock, render
 from creche.storage._mysql_retry import revive
 from creche.storage._mysql_schema import Schema
 from creche.storage._mysql_upkeep import maintain
@@ -62,6 +62,9 @@ WAKE_PAUSE: Final = 0.02
 
 # How often a reserve looks again that found something ready and then got nothing of it.
 ROUNDS: Final = 3
+
+# How many more jobs claim_of_types.sql looks at than it wants: rivals can't be taking so many at one moment.
+WINDOW: Final = 500
 
 _NOTHING: Final = [Answer([], 0)]
 
@@ -203,7 +206,9 @@ class MySQLStorage:
                 ready = [name for name, row in zip(names, found, strict=True) if row[1]]
                 if not ready or limit < 1:
                     break
-                claimed = await self._claim(connection, ready, limit, wanted, take)
+                by_ids = connection.server.mariadb and types is not None
+                claim = "claim_of_types" if by_ids else "claim"
+                claimed = await self._claim(connection, partial(self._render, claim, wanted=wanted), ready, limit, take)
                 jobs = [rows.reserved_job(row, nonce) for row in claimed]
                 # Nothing, though there was something: rivals took it, or held it for the moment of passing over it.
                 if jobs:
@@ -213,13 +218,19 @@ class MySQLStorage:
         return await self._calls.run(work)
 
     async def _claim(
-        self, connection: Connection, queues: Sequence[str], limit: int, wanted: Expression, take: Callable[..., str]
+        self,
+        connection: Connection,
+        claim: Callable[..., str],
+        queues: Sequence[str],
+        limit: int,
+        take: Callable[..., str],
     ) -> Sequence[Row]:
         claimed: list[Row] = []
         async with undone_on_error(connection):
             for number, queue in enumerate(queues):
-                claim = self._render("claim", queue=queue, wanted=wanted, limit=limit - len(claimed))
-                claimed += (await connection.run(claim if number else f"{BEGIN};\n{claim}"))[-1].rows
+                room = limit - len(claimed)
+                text = claim(queue=queue, limit=room, seen=room + WINDOW)
+                claimed += rows.in_turn((await connection.run(text if number else f"{BEGIN};\n{text}"))[-1].rows)
                 if len(claimed) >= limit:
                     break
             end = [take(ids=[UUID(bytes=row[0]) for row in claimed]), COMMIT] if claimed else [COMMIT]
