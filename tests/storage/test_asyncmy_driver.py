@@ -9,6 +9,7 @@ import os
 import socket
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -293,6 +294,33 @@ async def test_who_answers_before_hearing_the_end_is_heard_meanwhile() -> None:
             await wire.receive()
         wire.close()
         talker.join()
+
+
+async def test_the_answer_to_what_was_sent_slowly_is_heard() -> None:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0)
+    much = bytes(5_000_000)
+
+    def talk() -> None:
+        time.sleep(0.1)  # so that there is no room for a while
+        got = 0
+        while got < len(much):
+            got += len(theirs.recv(1 << 16))
+        time.sleep(0.2)  # so that it is waited for
+        theirs.sendall(b"heard")
+
+    with theirs:
+        wire = _asyncmy._Wire(ours)
+        with move_on_after(0.05):
+            await wire.receive()  # leaves a callback registered
+        talker = threading.Thread(target=talk)
+        talker.start()
+        with fail_after(5):
+            await wire.send(much)  # and anyio registers another one meanwhile
+            await wire.receive()
+        wire.close()
+        talker.join()
+        assert bytes(wire.inbox) == b"heard"
 
 
 async def test_the_answer_to_a_long_statement_may_take_its_time(dsn: str) -> None:
