@@ -34,8 +34,10 @@ from cryptography.x509.oid import NameOID
 
 from creche.errors import ConfigurationError, MissingExtra, OptionInvalid, StatementRejected, StorageUnavailable
 from creche.storage import _asyncmy
-from creche.storage._asyncmy import Address, Answer, AsyncmyDriver, Connection, Server, parse_dsn, translated
+from creche.storage._asyncmy import Answer, AsyncmyDriver, Connection, Server, translated
+from creche.storage._mysql_address import Address, parse_dsn
 from creche.storage._pool import Pool, TransientConflict
+from creche.storage._wire import Wire
 from creche.testing.servers import (
     ForeignServer,
     MariaDBServer,
@@ -287,7 +289,7 @@ async def test_who_answers_before_hearing_the_end_is_heard_meanwhile() -> None:
     with theirs:
         talker = threading.Thread(target=talk)
         talker.start()
-        wire = _asyncmy._Wire(ours)
+        wire = Wire(ours)
         with fail_after(5):
             await wire.send(much)
         while len(wire.inbox) < len(much):
@@ -310,7 +312,7 @@ async def test_the_answer_to_what_was_sent_slowly_is_heard() -> None:
         theirs.sendall(b"heard")
 
     with theirs:
-        wire = _asyncmy._Wire(ours)
+        wire = Wire(ours)
         with move_on_after(0.05):
             await wire.receive()  # leaves a callback registered
         talker = threading.Thread(target=talk)

@@ -10,25 +10,20 @@ statement: of a write that was given up, only the table can tell what became of 
 
 from __future__ import annotations
 
-import getpass
 import math
 import os
 import re
-import select
 import socket
-import ssl
 from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from decimal import Decimal
 from functools import lru_cache
 from struct import Struct
-from time import monotonic
-from typing import Any, Final, NoReturn, Self, TypeAlias
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from typing import Any, Final, Self, TypeAlias
 
 import anyio
-from anyio import CancelScope, current_time, wait_readable, wait_writable
-from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled, current_token
+from anyio import CancelScope, current_time
+from anyio.lowlevel import checkpoint_if_cancelled
 from asyncmy import auth, errors
 from asyncmy.constants import CLIENT, CR, FIELD_TYPE, SERVER_STATUS
 from asyncmy.converters import convert_date, convert_datetime, convert_timedelta
@@ -38,18 +33,15 @@ from attrs import field, frozen
 from creche.errors import (
     ConfigurationError,
     MissingExtra,
-    OptionInvalid,
     StatementRejected,
     StorageUnavailable,
 )
+from creche.storage._mysql_address import Address, tls_context
 from creche.storage._pool import TransientConflict
+from creche.storage._wire import Wire, has_news
 
-__all__ = ["Address", "Answer", "AsyncmyDriver", "Connection", "Server", "parse_dsn", "translated"]
+__all__ = ["Answer", "AsyncmyDriver", "Connection", "Server", "translated"]
 
-# Sockets that are always ready would keep the event loop to themselves: it gets its turn after this many seconds.
-BUSY: Final = 0.005
-# Bytes read, or encrypted, at a time.
-CHUNK: Final = 1 << 16
 # Bytes in one packet of the protocol. A payload of exactly so many, or more, goes on in the next packet.
 LONGEST_PACKET: Final = (1 << 24) - 1
 
@@ -119,364 +111,6 @@ def _code_and_text(error: errors.MySQLError) -> tuple[int, str]:
             return code, text if code in NAMES_ONLY or code in UNAVAILABLE else _QUOTED.sub("'…'", text)
         case _:
             return 0, str(error)
-
-
-# --- the address ------------------------------------------------------------------------------------
-
-SSL_MODES: Final = ("disabled", "preferred", "required", "verify_ca", "verify_identity")
-OWN_OPTIONS: Final[tuple[str, ...]] = ("pool_size", "call_timeout", "push")  # the storage's
-_HINT: Final = "percent-encode what is special in the user's name and password"
-
-
-@frozen(kw_only=True)
-class Address:
-    """Where the server is, and as whom to go there. Its repr hides the password."""
-
-    host: str
-    port: int
-    unix_socket: str
-    user: str
-    password: str = field(repr=False)
-    database: str
-    ssl_mode: str
-    ssl_ca: str
-    ssl_cert: str
-    ssl_key: str
-    connect_timeout: float  # seconds, for finding, connecting and authenticating together
-
-    @property
-    def place(self) -> str:
-        """Where, in words for a message."""
-        return self.unix_socket or (f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}")
-
-
-def parse_dsn(dsn: str) -> tuple[Address, dict[str, int | float | str]]:
-    """Read `mysql://user:password@host:port/database?unix_socket=…&ssl_mode=…`; `mariadb://` is the same.
-
-    Of the parameters `pool_size`, `call_timeout` and `push` are the storage's own; they are returned beside the
-    address, numbers as numbers, for whoever checks them. `ssl_mode` is one of `SSL_MODES` and means what it means to
-    the mysql client; without it, TLS is used if the server offers it, and verified if there is an `ssl_ca`.
-
-    Raises:
-        ConfigurationError: the DSN can't be read, or names a parameter that there isn't. It is never quoted.
-        OptionInvalid: a parameter has a value that makes no sense.
-    """
-    parts, port = _split(dsn)
-    database = unquote(parts.path[1:])
-    if not database or "/" in parts.path[1:]:
-        raise ConfigurationError(f"the MySQL DSN names no database: mysql://user:password@host/database; {_HINT}")
-    given = _parameters(parts.query)
-    ours = {name: _number(given.pop(name)) for name in OWN_OPTIONS if name in given}
-    unix_socket, ssl_ca = given.pop("unix_socket", ""), given.pop("ssl_ca", "")
-    ssl_mode = given.pop("ssl_mode", "verify_ca" if ssl_ca else "preferred").lower()
-    if ssl_mode not in SSL_MODES:
-        raise OptionInvalid("ssl_mode", ssl_mode, f"one of {', '.join(SSL_MODES)}")
-    patience = _number(given.pop("connect_timeout", "10"))
-    if isinstance(patience, str) or not 0 < patience < math.inf:
-        raise OptionInvalid("connect_timeout", patience, "seconds, more than zero")
-    address = Address(
-        host=unquote(parts.hostname or "localhost"),
-        port=port,
-        unix_socket=unix_socket,
-        user=unquote(parts.username or "") or _whoever_runs_this(),
-        password=unquote(parts.password or ""),
-        database=database,
-        ssl_mode=ssl_mode,
-        ssl_ca=ssl_ca,
-        ssl_cert=given.pop("ssl_cert", ""),
-        ssl_key=given.pop("ssl_key", ""),
-        connect_timeout=float(patience),
-    )
-    for name in given:
-        # What is no name may be the rest of a password.
-        named = repr(name) if name.isidentifier() else "of such a name"
-        raise ConfigurationError(f"the MySQL DSN has a parameter {named} that creche doesn't know; {_HINT}")
-    return address, ours
-
-
-def _split(dsn: str) -> tuple[SplitResult, int]:
-    # Nothing is chained here: what could not be read is quoted by the cause, and may be the password.
-    try:
-        parts = urlsplit(dsn)
-    except ValueError:
-        raise ConfigurationError(f"the MySQL DSN can't be read: {_HINT}") from None
-    if parts.scheme not in {"mysql", "mariadb"} or parts.fragment:
-        raise ConfigurationError(f"the MySQL DSN can't be read: mysql://user:password@host/database; {_HINT}")
-    try:
-        port = parts.port
-    except ValueError:
-        raise ConfigurationError(f"the port in the MySQL DSN is not a number up to 65535: {_HINT}") from None
-    return parts, 3306 if port is None else port
-
-
-def _parameters(query: str) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
-    except ValueError:
-        raise ConfigurationError(f"the parameters in the MySQL DSN are not name=value&name=value: {_HINT}") from None
-    return dict(pairs)
-
-
-def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
-
-
-def _whoever_runs_this() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        raise ConfigurationError("the MySQL DSN names no user, and this process has none") from None
-
-
-def _tls(address: Address) -> ssl.SSLContext:
-    """What the handshake takes. It isn't ssl.create_default_context: that refuses the certificates that MySQL makes."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = address.ssl_mode == "verify_identity"
-    try:
-        if not address.ssl_mode.startswith("verify"):
-            context.verify_mode = ssl.CERT_NONE
-        elif address.ssl_ca:
-            context.load_verify_locations(address.ssl_ca)
-        else:
-            context.load_default_certs()
-        if address.ssl_cert:
-            context.load_cert_chain(address.ssl_cert, address.ssl_key or None, password="")  # never asks the terminal
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigurationError(f"the certificates that the MySQL DSN names can't be loaded: {error}") from error
-    return context
-
-
-# --- the wire ---------------------------------------------------------------------------------------
-
-# Keepalives notice a lost peer while nothing is in flight, TCP_USER_TIMEOUT (milliseconds) while something is; no
-# option notices a frozen one: that takes deadlines. Where a system lacks one of them it does without.
-SOCKET_OPTIONS: Final = {
-    "TCP_NODELAY": 1,
-    "TCP_KEEPIDLE": 10,
-    "TCP_KEEPINTVL": 3,
-    "TCP_KEEPCNT": 3,
-    "TCP_USER_TIMEOUT": 10_000,
-}
-
-
-def _has_news(sock: socket.socket) -> bool:
-    """Whether there is something to read right now; an error and the end of the stream are news too."""
-    poller = select.poll()
-    poller.register(sock, select.POLLIN)
-    return bool(poller.poll(0))
-
-
-async def _news_or_room(sock: socket.socket) -> None:
-    """Wait until there is something to read, or room to write."""
-    async with anyio.create_task_group() as either:
-
-        async def first(wait: Callable[[socket.socket], Any]) -> None:
-            # A socket closed under both waits is one error, not a group of two: the next call on it says so.
-            with suppress(OSError, anyio.ClosedResourceError):
-                await wait(sock)
-            either.cancel_scope.cancel()
-
-        either.start_soon(first, wait_readable)
-        either.start_soon(first, wait_writable)
-
-
-class _Ear:
-    """Waits until a socket is readable. Where the event loop keeps callbacks, asyncio's, one is registered once: there
-    anyio adds and removes one for each wait, which costs more than a short statement does. Elsewhere anyio waits.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        loop = current_token().native_token
-        self._loop: Any = loop if hasattr(loop, "add_reader") else None
-        self._registered = False
-        self._heard: Any = None
-
-    async def listen(self) -> None:
-        if self._loop is None:
-            await wait_readable(self._socket)
-            return
-        if self._heard is not None:
-            raise anyio.BusyResourceError("reading from")
-        if not self._registered:
-            self._loop.add_reader(self._socket, self._hear)
-            self._registered = True
-        self._heard = self._loop.create_future()
-        try:
-            await self._heard
-        finally:
-            self._heard = None
-        if self._socket.fileno() < 0:
-            raise anyio.ClosedResourceError
-
-    def _hear(self) -> None:
-        if self._heard is None:  # nobody waits: a good-bye would be heard without end
-            self.close()
-        elif not self._heard.done():
-            self._heard.set_result(None)
-
-    def close(self) -> None:
-        """Listen no more; wake whoever does."""
-        if self._registered:
-            self._registered = False
-            self._loop.remove_reader(self._socket)
-            if self._heard is not None and not self._heard.done():
-                self._heard.set_result(None)
-
-
-class _Wire:
-    """A connected socket, with or without TLS: bytes go out, and come in at the end of `inbox`."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket: Final = sock
-        self.inbox: Final = bytearray()
-        self._tls: ssl.SSLObject | None = None
-        self._encrypted_in: Final = ssl.MemoryBIO()
-        self._encrypted_out: Final = ssl.MemoryBIO()
-        self._ear: Final = _Ear(sock)
-        self._asked = True
-        self._breathed = monotonic()
-
-    @classmethod
-    async def dial(cls, family: socket.AddressFamily, target: Any) -> Self:
-        """Connect. A cancellation leaves nothing behind."""
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(0)
-            if family != socket.AF_UNIX:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                for name, value in SOCKET_OPTIONS.items():
-                    if (option := getattr(socket, name, None)) is not None:
-                        sock.setsockopt(socket.IPPROTO_TCP, option, value)
-            if sock.connect_ex(target):
-                await wait_writable(sock)
-                _check(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-        except BaseException:
-            sock.close()
-            raise
-        return cls(sock)
-
-    async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
-        """Encrypt whatever follows. What came before the handshake, in the clear, is not trusted."""
-        self.inbox.clear()
-        tls = context.wrap_bio(self._encrypted_in, self._encrypted_out, server_hostname=host)
-        while True:
-            try:
-                tls.do_handshake()
-            except ssl.SSLWantReadError:
-                await self._transmit(self._encrypted_out.read())
-                self._encrypted_in.write(await self._received() or _hung_up())
-            else:
-                break
-        await self._transmit(self._encrypted_out.read())
-        self._tls = tls
-
-    async def send(self, data: bytes) -> None:
-        """Hand all of it to the system, reading meanwhile what the server says to the beginning."""
-        self._asked = True
-        if self._tls is None:
-            await self._transmit(data)
-            return
-        for start in range(0, len(data), CHUNK):
-            self._tls.write(data[start : start + CHUNK])
-            await self._transmit(self._encrypted_out.read())
-
-    async def _transmit(self, data: bytes) -> None:
-        # Where the server has hung up, what it said last is still to be read: that is the better error.
-        try:
-            sent = self._sent(data)
-            if sent == len(data):
-                return
-            rest = memoryview(data)[sent:]
-            while rest:
-                self._ear.close()  # anyio registers its own callback now, and takes it away afterwards
-                await _news_or_room(self.socket)
-                if _has_news(self.socket):
-                    early = self.socket.recv(CHUNK)
-                    if not early:
-                        return
-                    self._take(early)
-                rest = rest[self._sent(rest) :]
-        except (BrokenPipeError, ConnectionResetError):
-            return
-
-    def _sent(self, data: bytes | memoryview) -> int:
-        try:
-            return self.socket.send(data)
-        except BlockingIOError:
-            return 0
-
-    def _take(self, data: bytes) -> None:
-        if self._tls is None:
-            self.inbox.extend(data)
-        else:
-            self._encrypted_in.write(data)
-
-    async def receive(self) -> None:
-        """Wait until the inbox has grown.
-
-        Raises:
-            OSError: the connection is lost.
-        """
-        if self._tls is None:
-            self.inbox.extend(await self._received() or _hung_up())
-            return
-        while True:
-            try:
-                self.inbox.extend(self._tls.read(CHUNK) or _hung_up())
-            except ssl.SSLWantReadError:
-                await self._transmit(self._encrypted_out.read())  # an answer of TLS itself, if there is one
-                self._encrypted_in.write(await self._received() or _hung_up())
-            except ssl.SSLZeroReturnError:
-                _hung_up()
-            else:
-                return
-
-    async def _received(self) -> bytes:
-        if self._asked:  # the answer isn't there yet: waiting for it gives the event loop its turn, too
-            self._asked = False
-            await self._ear.listen()
-            self._breathed = monotonic()
-        while True:
-            try:
-                data = self.socket.recv(CHUNK)
-            except BlockingIOError:
-                await self._ear.listen()
-                self._breathed = monotonic()
-            else:
-                break
-        if monotonic() - self._breathed > BUSY:
-            await cancel_shielded_checkpoint()
-            self._breathed = monotonic()
-        return data
-
-    def say(self, data: bytes) -> None:
-        """Send something short if that is possible at once."""
-        with suppress(OSError):
-            if self._tls is not None:
-                self._tls.write(data)
-                data = self._encrypted_out.read()
-            self.socket.send(data)
-
-    def close(self) -> None:
-        """Close the socket at once, whoever waits on it."""
-        if self.socket.fileno() >= 0:
-            with suppress(RuntimeError):  # no event loop any more
-                self._ear.close()
-                anyio.notify_closing(self.socket)
-            self.socket.close()
-
-
-def _check(failure: int) -> None:
-    if failure:
-        raise OSError(failure, os.strerror(failure))
-
-
-def _hung_up() -> NoReturn:
-    raise ConnectionError("the server closed the connection")
 
 
 # --- the connection ---------------------------------------------------------------------------------
@@ -580,7 +214,7 @@ class Connection:
     thread_id: int
     max_allowed_packet: int
 
-    def __init__(self, wire: _Wire) -> None:
+    def __init__(self, wire: Wire) -> None:
         self.closed = False
         self._wire = wire
         self._at = 0  # what of the inbox is read
@@ -616,7 +250,7 @@ class Connection:
                 where = address.place if family == socket.AF_UNIX else f"{address.place} ({target[0]})"
                 with CancelScope(deadline=current_time() + share):
                     try:
-                        wire = await _Wire.dial(family, target)
+                        wire = await Wire.dial(family, target)
                         return await cls._open(wire, address, lock_timeout)
                     except (OSError, anyio.ClosedResourceError) as error:
                         failures.append(f"{where}: {error}")
@@ -626,7 +260,7 @@ class Connection:
         raise StorageUnavailable(f"MySQL can't be reached at {told}")
 
     @classmethod
-    async def _open(cls, wire: _Wire, address: Address, lock_timeout: float) -> Self:
+    async def _open(cls, wire: Wire, address: Address, lock_timeout: float) -> Self:
         connection = cls(wire)
         try:
             try:
@@ -654,7 +288,7 @@ class Connection:
             flags |= CLIENT.SSL
             await self._send(_RESPONSE.pack(flags, LONGEST_PACKET, UTF8MB4))
             self._at = 0
-            await self._wire.start_tls(_tls(address), address.host)
+            await self._wire.start_tls(tls_context(address), address.host)
         # An account may ask for another proof than the server does; in the first answer nothing is sent in the clear.
         plugin = greeting.plugin if greeting.plugin in {NATIVE, CACHING_SHA2} else NATIVE
         proof = _proof(plugin, address, greeting.salt)
@@ -864,7 +498,7 @@ class Connection:
     @property
     def quiet(self) -> bool:
         """Whether the server has said nothing unasked: a good-bye, or the end of the stream."""
-        return self._at == len(self._wire.inbox) and not _has_news(self._wire.socket)
+        return self._at == len(self._wire.inbox) and not has_news(self._wire.socket)
 
     def drop(self) -> None:
         """Close the socket at once, whoever waits on it; in a forked child, do nothing."""

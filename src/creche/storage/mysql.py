@@ -44,9 +44,10 @@ from creche._lifecycle import BURIES
 from creche.abc import Capabilities, Listener
 from creche.errors import OptionInvalid, QueueNotOpen, StorageUnavailable, UsageError
 from creche.storage import _mysql_rows as rows
-from creche.storage._asyncmy import Answer, AsyncmyDriver, Connection, parse_dsn
+from creche.storage._asyncmy import Answer, AsyncmyDriver, Connection
 from creche.storage._calls import Calls
 from creche.storage._listener import LocalListener
+from creche.storage._mysql_address import parse_dsn
 from creche.storage._mysql_calls import BEGIN, COMMIT, Row, bare, chunks, together, undone_on_error
 from creche.storage._mysql_dispatch import Dispatched, dispatch
 from creche.storage._mysql_listener import MySQLListener, Waker
@@ -84,8 +85,8 @@ class MySQLStorage:
     """Keeps jobs in tables of a MySQL (8.0 or newer) or MariaDB (10.6 or newer) database, which `migrate` makes there.
 
     Args:
-        dsn: a URL, `mysql://user:password@host/database` or `mariadb://…`; see `creche.storage._asyncmy.parse_dsn` for
-            what its query may say of TLS and sockets. It may also carry the options below.
+        dsn: a URL, `mysql://user:password@host/database` or `mariadb://…`; docs/mysql.md tells what its query may say
+            of TLS and sockets. It may also carry the options below.
         pool_size: how many connections are used for calls, at most; each listener has one more.
         call_timeout: seconds after which a call is given up as StorageUnavailable, whatever it was waiting for. A lease
             must be a good deal longer.
