@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from threading import Timer
 from uuid import uuid4
@@ -102,12 +103,18 @@ def start(tmp_path: Path, anyio_backend: str) -> Generator[Start]:
             kill(pid)
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
-def dsn(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[str]:
-    if request.param == "sqlite":
+# Parsing hundreds of files is what these tests take their time for: MariaDB gets one loop.
+everywhere = pytest.mark.parametrize(
+    ("engine", "anyio_backend"), [*product(("sqlite", "postgresql"), ("asyncio", "trio")), ("mariadb", "trio")]
+)
+
+
+@pytest.fixture
+def dsn(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> Generator[str]:
+    if engine == "sqlite":
         yield f"sqlite:///{tmp_path / 'jobs.db'}"
         return
-    server = request.getfixturevalue(f"{request.param}_server")
+    server = request.getfixturevalue(f"{engine}_server")
     name = f"library_{uuid4().hex[:12]}"
     yield server.create_database(name)
     server.drop_database(name)
@@ -185,6 +192,7 @@ def kill_holder(dsn: str, name: str, pid: int) -> int:
 # --- the whole way ----------------------------------------------------------------------------------
 
 
+@everywhere
 @pytest.mark.parametrize("workers", ["1", "3"])
 def test_every_file_is_indexed_and_the_second_run_executes_nothing(start: Start, dsn: str, workers: str) -> None:
     first = start("--dsn", dsn, "--workers", workers, "--limit", "150")
@@ -201,6 +209,7 @@ def test_every_file_is_indexed_and_the_second_run_executes_nothing(start: Start,
     more.check(executed=10, cached=150)
 
 
+@everywhere
 def test_a_killed_worker_is_replaced_and_its_jobs_run_again(start: Start, dsn: str) -> None:
     run = start("--dsn", dsn, "--workers", "3", "--limit", "400")
     run.until("50 %")
@@ -211,6 +220,7 @@ def test_a_killed_worker_is_replaced_and_its_jobs_run_again(start: Start, dsn: s
     assert len(run.workers) == 4
 
 
+@everywhere
 def test_everything_killed_at_half_is_finished_by_the_next_run(start: Start, dsn: str) -> None:
     killed = start("--dsn", dsn, "--workers", "3", "--limit", "400")
     killed.until("50 %")
