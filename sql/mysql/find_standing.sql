@@ -26,4 +26,6 @@ SELECT place, 2, j.id, j.status, j.fingerprint, j.result, FALSE
 SELECT place, 3, j.id, j.status, j.fingerprint, j.result, FALSE
   FROM asked
  STRAIGHT_JOIN creche_jobs AS j FORCE INDEX (creche_jobs_flight) ON j.flight = asked.fingerprint
+ WHERE j.result_expires_at IS NULL
+    OR j.result_expires_at > %(now)s
  ORDER BY place, claim

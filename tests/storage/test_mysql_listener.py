@@ -131,14 +131,14 @@ async def test_who_has_left_is_forgotten(storage: MySQLStorage, raw: Raw) -> Non
     assert one(raw, "SELECT COUNT(*) FROM creche_listeners") == (0,)
 
 
-async def test_what_killed_processes_left_behind_wakes_nobody_and_goes_after_a_day(
+async def test_what_killed_processes_left_behind_wakes_nobody_and_goes_after_three_hours(
     storage: MySQLStorage, another: MySQLStorage, raw: Raw
 ) -> None:
     with raw.cursor() as cursor:
         cursor.execute(
             "INSERT INTO creche_listeners (token, queue_name, registered_at) VALUES "
-            "(REPEAT('y', 16), 'q', UTC_TIMESTAMP(6) - INTERVAL 23 HOUR), "
-            "(REPEAT('o', 16), 'q', UTC_TIMESTAMP(6) - INTERVAL 25 HOUR)"
+            "(REPEAT('y', 16), 'q', UTC_TIMESTAMP(6) - INTERVAL 170 MINUTE), "
+            "(REPEAT('o', 16), 'q', UTC_TIMESTAMP(6) - INTERVAL 190 MINUTE)"
         )
         # A connection that has one of those numbers now is somebody's who works.
         cursor.execute("SELECT GET_LOCK('creche_of_another_name', 0)")

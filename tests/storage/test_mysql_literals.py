@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
+from enum import IntEnum
 from uuid import UUID
 
 import anyio
@@ -64,6 +65,19 @@ def test_moments_are_utc_to_the_microsecond(server: str, request: pytest.Fixture
     ]
     told = asked_back(dsn, [Expression(literal(moment)) for moment in moments])
     assert told == [moment.astimezone(UTC).replace(tzinfo=None) for moment in moments]
+
+
+def test_a_quote_behind_a_backslash_ends_no_string_in_any_mode() -> None:
+    assert literal("\\' OR 1") == "_utf8mb4 x'5c27204f522031'"
+    assert literal("ends in \\") == "_utf8mb4 x'656e647320696e205c'"
+    assert literal("it's \\n") == "'it''s \\n'"
+
+
+def test_what_looks_like_a_number_is_written_as_one() -> None:
+    class Level(IntEnum):
+        HIGH = 7
+
+    assert literal([Level.HIGH, True, 1.5]) == "7, TRUE, 1.5"
 
 
 def test_an_id_and_a_hash_are_bytes() -> None:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 # How often a transaction is run that the server undoes in favour of another, and how often a call is sent whose
 # connection breaks. Every call of creche can be sent again, so a restarted server costs its callers no error.
 CONFLICTS: Final = 12
-BREAKS: Final = 3
+BREAKS: Final = 6
 
 # Seconds, doubling with each conflict up to the longest and spread, so that two rivals don't meet again.
 FIRST_PAUSE: Final = 0.01
@@ -112,5 +112,5 @@ class Calls(Generic[C]):
                     breaks += 1
                     if breaks >= BREAKS:
                         raise
-                    pause = 0.0  # the pool spaces its connects
+                    pause = FIRST_PAUSE * 2**breaks if breaks > 1 else 0.0  # the pool spaces its connects, too
             await anyio.sleep(pause)

@@ -75,7 +75,7 @@ def chunks(elements: Sequence[str], most: int) -> Iterator[list[str]]:
     chunk: list[str] = []
     size = 0
     for element in elements:
-        length = _size(element) + 2
+        length = _size(element) + element.count("'") + 2  # which the literal will double
         if chunk and size + length > most * 3 // 4:
             yield chunk
             chunk, size = [], 0

@@ -65,11 +65,18 @@ class _Dispatch:
         return Dispatched(answers, frozenset(job.queue_name for job in jobs if job.delay <= WAKE_HORIZON))
 
     async def careful(self, jobs: Sequence[NewJob], *, asked: Sequence[NewJob]) -> Dispatched:
-        """Insert jobs but for those in whose place a row stands, and find that; `asked` is the order of the answers."""
+        """Insert jobs but for those in whose place a row stands, and find that; `asked` is the order of the answers.
+
+        It looks first, without a lock. Not that it could decide by that; but an insert that meets a name which is taken
+        locks the gap before it, and waits for whoever has the row: other dispatches would have to wait with it.
+        """
+        find = self._find(jobs)
+        seen = [row for text in find for row in (await self.connection.run(text))[0].rows]
+        if len({row[0] for row in seen}) == len(jobs):
+            return self._answer(jobs, asked, seen, {row[2] for row in seen})
         before = [render(self.sql["statuses"], {"ids": [job.id for job in jobs]})]
         expire = list(self._expire({job.fingerprint for job in jobs if job.fingerprint is not None}))
         inserts = [f"{statement}\n{self.sql['unless_standing']}" for statement in self._inserts(jobs)]
-        find = self._find(jobs)
         answers = await together(self.connection, [*before, *expire, *inserts, *find])
         sent_before = {row[0] for row in answers[0].rows}
         standing = [row for answer in answers[-len(find) :] for row in answer.rows]

@@ -40,7 +40,7 @@ LAST_PAUSE: Final = 0.1
 # Seconds after the start of a nap when surely it has begun: who dispatched before has been missed, so one looks again.
 ASLEEP: Final = 0.02
 
-# Seconds after which a listener tells of itself again; those that haven't for a day are taken for dead.
+# Seconds after which a listener tells of itself again; those that haven't for three are taken for dead.
 STILL_HERE: Final = 3600.0
 
 NOT_OWNER: Final = 1095  # ER_KILL_DENIED_ERROR
@@ -132,6 +132,7 @@ class MySQLListener(ServerListener[Connection]):
         self._waker = waker
         self._later = later
         self._proven = anyio.Event()
+        self._roused = False
 
     async def _begin(self, connection: Connection) -> None:
         await without_limit(connection)
@@ -144,6 +145,8 @@ class MySQLListener(ServerListener[Connection]):
         self._later(self._rouse_myself)
         woken = await self._nap(connection, LATE)
         self._proven.set()
+        if not woken and not self._roused:
+            raise StorageUnavailable("MySQL gave no answer to a listener that was to be woken")
         if not woken:
             raise ListenerDeaf(
                 "a sleeping connection was not woken: between here and MySQL stands a pooler, or the account may not "
@@ -154,6 +157,7 @@ class MySQLListener(ServerListener[Connection]):
         while not self._proven.is_set():
             with suppress(StorageError):
                 await self._waker.rouse(self._token)
+                self._roused = True
             with move_on_after(ASLEEP):
                 await self._proven.wait()
 

@@ -27,13 +27,13 @@ def literal(value: object) -> str:
         case Expression():
             return value
         case str():
-            return "'" + value.replace("'", "''") + "'"
+            return _text(value)
         case None:
             return "NULL"
         case bool():
             return ALWAYS if value else NEVER
         case int() | float():
-            return repr(value)
+            return _number(value)
         case bytes():
             return f"x'{value.hex()}'"
         case UUID():
@@ -44,6 +44,18 @@ def literal(value: object) -> str:
             return ", ".join(map(literal, cast("Iterable[object]", value)))
         case _:
             raise TypeError(f"{type(value).__name__} is no literal")
+
+
+def _text(value: str) -> str:
+    if "\\'" in value or value.endswith("\\"):
+        # In any other mode, which something in between may have set behind our back, a quote here would end the string.
+        return f"_utf8mb4 x'{value.encode('utf-8', 'surrogatepass').hex()}'"
+    return "'" + str.replace(value, "'", "''") + "'"
+
+
+def _number(value: float) -> str:
+    """Return what is an int or a float, whatever its class calls it: an IntEnum's members have names."""
+    return int.__repr__(value) if isinstance(value, int) else float.__repr__(value)
 
 
 def moment_text(moment: datetime) -> str:

@@ -64,8 +64,9 @@ WAKE_PAUSE: Final = 0.02
 # How often a reserve looks again that found something ready and then got nothing of it.
 ROUNDS: Final = 3
 
-# How many more jobs claim_of_types.sql looks at than it wants: rivals can't be taking so many at one moment.
+# How many more jobs claim_of_types.sql looks at than it wants, and by how much more when rivals had all of those.
 WINDOW: Final = 500
+WIDER: Final = 20
 
 _NOTHING: Final = [Answer([], 0)]
 
@@ -201,7 +202,7 @@ class MySQLStorage:
         async def work(connection: Connection) -> Reservation:
             jobs: Sequence[ReservedJob] = ()
             due: list[int] = []
-            for _ in range(ROUNDS):
+            for round_number in range(ROUNDS):
                 found = (await connection.run(look))[0].rows
                 due = [row[2] for row in found if row[2] is not None]
                 ready = [name for name, row in zip(names, found, strict=True) if row[1]]
@@ -209,7 +210,9 @@ class MySQLStorage:
                     break
                 by_ids = connection.server.mariadb and types is not None
                 claim = "claim_of_types" if by_ids else "claim"
-                claimed = await self._claim(connection, partial(self._render, claim, wanted=wanted), ready, limit, take)
+                seen = limit + WINDOW * WIDER**round_number
+                render = partial(self._render, claim, wanted=wanted, seen=seen)
+                claimed = await self._claim(connection, render, ready, limit, take)
                 jobs = [rows.reserved_job(row, nonce) for row in claimed]
                 # Nothing, though there was something: rivals took it, or held it for the moment of passing over it.
                 if jobs:
@@ -229,8 +232,7 @@ class MySQLStorage:
         claimed: list[Row] = []
         async with undone_on_error(connection):
             for number, queue in enumerate(queues):
-                room = limit - len(claimed)
-                text = claim(queue=queue, limit=room, seen=room + WINDOW)
+                text = claim(queue=queue, limit=limit - len(claimed))
                 claimed += rows.in_turn((await connection.run(text if number else f"{BEGIN};\n{text}"))[-1].rows)
                 if len(claimed) >= limit:
                     break
