@@ -1,7 +1,7 @@
 -- Take back jobs whose lease has run out and that may run again; a new token tells a holder that is still alive.
--- Each is due a little later than the next, or the one that kills its worker would take its neighbours along: this is
--- creche._backoff.recovery_delay. Two bytes of the id, three pairs of which take turns, are a part of 1, 2, 4 … 64 s.
--- SKIP LOCKED: a row that a rival, or its late holder, is writing is not waited for.
+-- Each is due a little later, at a moment of its own, or the one that kills its worker would take its neighbours along.
+-- The delay is creche._backoff.recovery_delay: two bytes of the id, the last three pairs of which take turns, say what
+-- part of 1, 2, 4 … 64 s. SKIP LOCKED: a row that a rival, or its late holder, is writing is not waited for.
 UPDATE (
            SELECT id
              FROM creche_jobs FORCE INDEX (creche_jobs_held)

@@ -48,6 +48,7 @@ from creche.testing.servers import (
     private_mysql,
 )
 from databases import empty_database
+from sockets import closed_port, open_files
 
 pytestmark = pytest.mark.anyio
 
@@ -90,22 +91,6 @@ async def value(connection: Connection, sql: str) -> Any:
 
 def with_options(dsn: str, **options: object) -> str:
     return dsn + ("&" if "?" in dsn else "?") + "&".join(f"{name}={option}" for name, option in options.items())
-
-
-@pytest.fixture
-def deaf() -> Iterator[str]:
-    """A server that accepts, and never says a word."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-
-
-def open_files() -> set[str]:
-    return {file.name for file in Path("/proc/self/fd").iterdir()}
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @asynccontextmanager

@@ -221,7 +221,7 @@ async def test_who_may_not_wake_another_account_is_told_once_and_goes_on(
             await dispatcher.insert([job()])
             await anyio.sleep(0.05)
         assert dispatcher._opened is not None
-        await dispatcher._opened.notifier.flush()
+        await dispatcher._opened.wakes.notifier.flush()
     told = [record for record in caplog.records if "another account" in record.message]
     assert len(told) == 1
     # And its own account it may wake.

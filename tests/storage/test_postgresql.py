@@ -293,7 +293,7 @@ async def test_what_is_settled_for_good_notifies_nobody(dsn: str, storage: Postg
         taken = await storage.reserve(["default"], 1, lease=60, worker="w", nonce=1, now=T0)
         said: list[Any] = []
         assert storage._opened is not None
-        storage._opened.notifier.wake = said.append  # type: ignore[assignment, method-assign]
+        storage._opened.wakes.notifier.wake = said.append  # type: ignore[assignment, method-assign]
         await storage.settle([Settlement(lease=taken.jobs[0].lease, event=Event.SUCCEED, result=b"1")], now=T0)
         assert said == []
 
@@ -331,7 +331,8 @@ async def test_a_listener_that_went_deaf_is_found_out(
         assert storage._opened is not None
         monkeypatch.setattr(listener_module, "ECHO", 0.1)
         monkeypatch.setattr(listener_module, "SILENCE", 0.05)
-        (listening,) = storage._listeners
+        (listening,) = storage._opened.wakes.listeners
+        assert isinstance(listening, listener_module.PostgreSQLListener)
         listening._say = partial(storage._notify, "creche_elsewhere")
         await storage._calls.run(_say_to(storage._opened.channel))  # so that it comes round to the shorter silence
         with anyio.fail_after(SOON):

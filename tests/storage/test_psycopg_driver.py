@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import threading
 import traceback
 from collections.abc import AsyncIterator, Iterator
@@ -25,6 +24,7 @@ from creche.storage import _psycopg
 from creche.storage._pool import TransientConflict
 from creche.storage._psycopg import Connection, PsycopgDriver, notifications, translated
 from creche.testing.servers import ForeignServer, PostgreSQLServer, private_postgresql
+from sockets import closed_port, open_files
 
 pytestmark = pytest.mark.anyio
 
@@ -51,22 +51,6 @@ async def value(connection: Connection[tuple[Any, ...]], query: Any, *parameters
     row = await (await connection.execute(query, parameters)).fetchone()
     assert row
     return row[0]
-
-
-@pytest.fixture
-def deaf() -> Iterator[str]:
-    """A server that accepts, and never says a word."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-
-
-def open_files() -> set[str]:
-    return {file.name for file in Path("/proc/self/fd").iterdir()}
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 # --- what psycopg does, it does here ----------------------------------------------------------------

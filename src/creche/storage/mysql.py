@@ -6,8 +6,8 @@ and the statements, each with its reasons, stand in `sql/mysql/`: the same for b
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
 from types import TracebackType
@@ -15,7 +15,6 @@ from typing import Final, Self, TypeVar
 from uuid import UUID
 
 import anyio
-from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 from attrs import define
 
@@ -55,8 +54,8 @@ from creche.storage._mysql_literals import among, clock, render
 from creche.storage._mysql_retry import revive
 from creche.storage._mysql_schema import Schema
 from creche.storage._mysql_upkeep import maintain
-from creche.storage._notifier import Notifier
 from creche.storage._sql import load
+from creche.storage._wakes import Wakes
 
 # Seconds between two rounds of wakes of a process: each asks who listens, and ends the sleep of everyone who does.
 WAKE_PAUSE: Final = 0.02
@@ -77,9 +76,8 @@ T = TypeVar("T")
 class _Opened:
     """What exists only between entering and leaving."""
 
-    tasks: TaskGroup
     waker: Waker
-    notifier: Notifier
+    wakes: Wakes
 
 
 class MySQLStorage:
@@ -109,7 +107,6 @@ class MySQLStorage:
         dialect = load("mysql")
         self._schema = Schema(dialect, self._driver)
         self._sql = {name: bare(text) for name, text in dialect.statements.items()}
-        self._listeners: set[LocalListener] = set()
         self._opened: _Opened | None = None
 
     def __repr__(self) -> str:
@@ -138,11 +135,8 @@ class MySQLStorage:
             raise StorageUnavailable(f"{self!r} gave no answer in {self._calls.timeout:g} s")
         self._calls.open()
         waker = Waker(self._calls, self._sql)
-        notifier = Notifier(waker.wake, pause=WAKE_PAUSE)
-        tasks = anyio.create_task_group()
-        await tasks.__aenter__()
-        tasks.start_soon(notifier.run, name="creche notifier")
-        self._opened = _Opened(tasks, waker, notifier)
+        wakes = await Wakes.open(waker.wake, pause=WAKE_PAUSE, server=self._driver.server, timeout=self._calls.timeout)
+        self._opened = _Opened(waker, wakes)
         return self
 
     async def __aexit__(
@@ -152,18 +146,18 @@ class MySQLStorage:
         if opened is None:
             return
         try:
-            await opened.notifier.flush()
+            await opened.wakes.notifier.flush()
         finally:
             self._opened = None
-            opened.tasks.cancel_scope.cancel()
             try:
-                # Not told of the block's error: a task group would wrap it, and none of ours caused it.
-                await opened.tasks.__aexit__(None, None, None)
+                await opened.wakes.end()
             finally:
                 await self._calls.aclose()
 
     async def migrate(self) -> Sequence[str]:
-        """See `Storage.migrate`. It waits as long as it takes; what was cut off is completed by the next one."""
+        """See `Storage.migrate`. It waits for another migration as long as that takes, and for a table that somebody
+        has locked as long as for any call; what was cut off is completed by the next one.
+        """
         return [migration.name for migration in await self._schema.migrate()]
 
     async def pending_migrations(self) -> Sequence[tuple[str, str]]:
@@ -339,37 +333,19 @@ class MySQLStorage:
         opened = self._opened
         if opened is None:
             raise QueueNotOpen
+        wakes = opened.wakes
         if not self._capabilities.listen:
-            with self._told(LocalListener(queues)) as listener:
-                yield listener
+            local = LocalListener(queues)
+            with wakes.told(local):
+                yield local
             return
-        pushed = MySQLListener(queues, self._driver, waker=opened.waker, later=opened.tasks.start_soon)
-        problem: BaseException | None = StorageUnavailable("MySQL gave no answer to a listener")
-        try:
-            with anyio.move_on_after(self._calls.timeout):
-                problem = await opened.tasks.start(pushed.run, name="creche listener")
-            if problem is not None:
-                raise problem
-            with self._told(pushed):
-                yield pushed
-        finally:
-            await pushed.stop()
-
-    @contextmanager
-    def _told(self, listener: LocalListener) -> Generator[LocalListener]:
-        """Tell a listener of what this process does, for the length of the block."""
-        self._listeners.add(listener)
-        try:
-            yield listener
-        finally:
-            self._listeners.discard(listener)
+        pushed = MySQLListener(queues, self._driver, waker=opened.waker, later=wakes.tasks.start_soon)
+        async with wakes.heard(pushed):
+            yield pushed
 
     def _wake(self, queues: Collection[str]) -> None:
-        """Wake this process's listeners now, and everybody's soon."""
-        if queues and self._opened is not None:
-            for listener in self._listeners:
-                listener.ring(queues)
-            self._opened.notifier.wake(queues)
+        if self._opened is not None:
+            self._opened.wakes.wake(queues)
 
     # --- statements ---------------------------------------------------------------------------------
 

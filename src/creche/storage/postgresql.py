@@ -15,7 +15,6 @@ from typing import Any, Final, Self, TypeVar
 from uuid import UUID
 
 import anyio
-from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 from attrs import define
 from psycopg.errors import UniqueViolation
@@ -46,7 +45,6 @@ from creche.errors import QueueNotOpen, StorageUnavailable, UsageError
 from creche.storage import _postgresql_documents as documents
 from creche.storage import mask
 from creche.storage._calls import Calls
-from creche.storage._notifier import Notifier
 from creche.storage._pool import TransientConflict
 from creche.storage._postgresql_calls import Link, Row, bare, rows, split_options, together
 from creche.storage._postgresql_dispatch import Dispatched, dispatch
@@ -55,6 +53,7 @@ from creche.storage._postgresql_schema import Schema
 from creche.storage._psycopg import PsycopgDriver
 from creche.storage._rows import dead_letter, job_record, queue_stats
 from creche.storage._sql import load
+from creche.storage._wakes import Wakes
 
 _CAPABILITIES: Final = Capabilities(listen=True, shared=True, durable=True)
 
@@ -70,10 +69,9 @@ T = TypeVar("T")
 class _Opened:
     """What exists only between entering and leaving."""
 
-    tasks: TaskGroup
     channel: str
     say: Callable[[Sequence[str]], Awaitable[None]]
-    notifier: Notifier
+    wakes: Wakes
 
 
 class PostgreSQLStorage:
@@ -110,7 +108,6 @@ class PostgreSQLStorage:
         dialect = load("postgresql")
         self._schema = Schema(dialect, self._driver)
         self._sql = {name: bare(text) for name, text in dialect.statements.items()}
-        self._listeners: set[PostgreSQLListener] = set()
         self._opened: _Opened | None = None
 
     def __repr__(self) -> str:
@@ -138,11 +135,8 @@ class PostgreSQLStorage:
             raise StorageUnavailable(f"{self._name}: PostgreSQL gave no answer in {self._calls.timeout:g} s")
         self._calls.open()
         say = partial(self._notify, channel)
-        notifier = Notifier(say, pause=NOTIFY_PAUSE)
-        tasks = anyio.create_task_group()
-        await tasks.__aenter__()
-        tasks.start_soon(notifier.run, name="creche notifier")
-        self._opened = _Opened(tasks, channel, say, notifier)
+        wakes = await Wakes.open(say, pause=NOTIFY_PAUSE, server=self._driver.server, timeout=self._calls.timeout)
+        self._opened = _Opened(channel, say, wakes)
         return self
 
     async def __aexit__(
@@ -152,13 +146,11 @@ class PostgreSQLStorage:
         if opened is None:
             return
         try:
-            await opened.notifier.flush()
+            await opened.wakes.notifier.flush()
         finally:
             self._opened = None
-            opened.tasks.cancel_scope.cancel()
             try:
-                # Not told of the block's error: a task group would wrap it, and none of ours caused it.
-                await opened.tasks.__aexit__(None, None, None)
+                await opened.wakes.end()
             finally:
                 await self._calls.aclose()
 
@@ -328,28 +320,16 @@ class PostgreSQLStorage:
         if opened is None:
             raise QueueNotOpen
         listener = PostgreSQLListener(queues, self._driver, channel=opened.channel, say=opened.say)
-        problem: BaseException | None = StorageUnavailable("PostgreSQL gave no answer to a listener")
-        try:
-            with anyio.move_on_after(self._calls.timeout):
-                problem = await opened.tasks.start(listener.run, name="creche listener")
-            if problem is not None:
-                raise problem
-            self._listeners.add(listener)
+        async with opened.wakes.heard(listener):
             yield listener
-        finally:
-            self._listeners.discard(listener)
-            await listener.stop()
 
     async def _notify(self, channel: str, words: Sequence[str]) -> None:
         parameters = {"channel": channel, "queues": words}
         await self._calls.run(partial(rows, statement=self._sql["notify"], parameters=parameters))
 
     def _wake(self, queues: Collection[str]) -> None:
-        """Wake this process's listeners now, and everybody's soon."""
-        if queues and self._opened is not None:
-            for listener in self._listeners:
-                listener.ring(queues)
-            self._opened.notifier.wake(queues)
+        if self._opened is not None:
+            self._opened.wakes.wake(queues)
 
     # --- statements ---------------------------------------------------------------------------------
 

@@ -125,12 +125,8 @@ def private_mariadb(
         yield ForeignMySQL(dsn)
         return
     server = MariaDBServer(find_mariadb(), {**({} if durable else NOT_DURABLE), **(settings or {})})
-    try:
-        server.create()
-        server.start()
+    with server.running():
         yield server
-    finally:
-        server.remove()
 
 
 @contextmanager
@@ -155,12 +151,8 @@ def private_mysql(
         yield ForeignMySQL(dsn)
         return
     server = MySQLServer(find_mysql(), {**({} if durable else NOT_DURABLE), **(settings or {})})
-    try:
-        server.create()
-        server.start()
+    with server.running():
         yield server
-    finally:
-        server.remove()
 
 
 def connect_mysql(dsn: str, *, autocommit: bool = True) -> Connection[Cursor]:

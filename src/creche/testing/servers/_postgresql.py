@@ -91,12 +91,8 @@ def private_postgresql(
         yield ForeignPostgreSQL(dsn)
         return
     server = PostgreSQLServer(find_postgresql(), {**({} if durable else NOT_DURABLE), **(settings or {})})
-    try:
-        server.create()
-        server.start()
+    with server.running():
         yield server
-    finally:
-        server.remove()
 
 
 class PostgreSQLDatabases(Databases):

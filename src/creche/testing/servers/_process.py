@@ -11,8 +11,8 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, Final, TypedDict
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -111,6 +111,16 @@ class PrivateServer(Databases):
     def pid(self) -> int | None:
         """The server's process, if it is up: for tests that freeze it."""
         return self._server.pid if self._server else None
+
+    @contextmanager
+    def running(self) -> Generator[None]:
+        """Make it and start it; gone with all its data at the end of the block, whatever that end is."""
+        try:
+            self.create()
+            self.start()
+            yield
+        finally:
+            self.remove()
 
     def create(self) -> None:
         """Lay out the data folder."""
