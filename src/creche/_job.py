@@ -24,6 +24,10 @@ MAX_ATTEMPTS_LIMIT: Final = 32_767
 PRIORITY_LIMIT: Final = 100
 ERRORS_KEPT: Final = 20  # per job: a row with thousands of tracebacks helps nobody
 WAKE_HORIZON: Final = 30.0  # seconds: whatever becomes due sooner wakes listeners at once
+CALLBACK_LIMIT: Final = 100  # per dispatch
+CHAIN_LIMIT: Final = 8  # links: each is a level of JSON more, and MariaDB reads no more than 31
+MESSAGE_LIMIT: Final = 500  # characters of what a handler says about its progress
+WATCH_LIMIT: Final = 3_600.0  # seconds after which a watch that was not repeated may be forgotten
 DELAY_LIMIT: Final = 100 * 365 * 86_400.0  # a century: beyond it some engine's dates overflow
 
 
@@ -131,6 +135,82 @@ def _integer(low: int, high: int) -> Any:
 
 
 @frozen(kw_only=True)
+class Failure:
+    """An error as a row can keep it: text that every engine stores, capped, without local variables."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class On(StrEnum):
+    """After which end of a job a callback runs. One that was cancelled has neither succeeded nor failed."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    ALWAYS = "always"
+
+    def calls_for(self, status: Status) -> bool:
+        """Whether a job that ended so is followed."""
+        return self is ON.get(status) or (self is On.ALWAYS and status in FINISHED)
+
+
+ON: Final = {Status.COMPLETED: On.SUCCESS, Status.FAILED: On.FAILURE}
+
+
+@frozen(kw_only=True)
+class Origin:
+    """The job whose end a callback follows, as it had ended then.
+
+    Attributes:
+        error: the last one, if it failed.
+    """
+
+    job_id: UUID
+    type: str
+    queue_name: str
+    status: Status
+    error: Failure | None = None
+
+
+@frozen(kw_only=True)
+class FollowUp:
+    """A callback as it is recorded with a job: the job that is written when that one is over.
+
+    Attributes:
+        id: of the job that will be written; drawn by the client, so that a callback is never recorded twice.
+        on: after which end.
+        head: the text of its payload, up to the place where the result stands.
+        tail: what comes after the result (`null`, if there is none); None: `head` is the payload, without a result.
+        then: its own callbacks.
+    """
+
+    id: UUID
+    type: str = field(validator=_name())
+    queue_name: str = field(default=DEFAULT_QUEUE, validator=_name())
+    priority: int = field(default=0, validator=_integer(-PRIORITY_LIMIT, PRIORITY_LIMIT))
+    max_attempts: int = field(default=DEFAULT_MAX_ATTEMPTS, validator=_integer(1, MAX_ATTEMPTS_LIMIT))
+    on: On = On.SUCCESS
+    head: str
+    tail: str | None = None
+    then: tuple[FollowUp, ...] = ()
+
+    def after(self, origin: Origin, result: bytes | None) -> NewJob:
+        """Return the job that follows, whatever `on` says."""
+        payload = self.head if self.tail is None else f"{self.head}{(result or b'null').decode()}{self.tail}"
+        return NewJob(
+            id=self.id,
+            type=self.type,
+            payload=payload.encode(),
+            queue_name=self.queue_name,
+            priority=self.priority,
+            max_attempts=self.max_attempts,
+            callbacks=self.then,
+            origin=origin,
+        )
+
+
+@frozen(kw_only=True)
 class NewJob:
     """A job as it is handed to `Storage.insert`.
 
@@ -141,6 +221,9 @@ class NewJob:
         idempotency_key: the caller's own name for this dispatch, unique within the queue while the row lives.
         fingerprint: 32 bytes; given, this dispatch joins the job that holds the same fingerprint.
         result_ttl: seconds for which a completed job goes on answering for its fingerprint.
+        refresh: a cached result, however fresh, does not answer for the fingerprint; an active job does.
+        callbacks: what is to run when the job that answers for this dispatch is over.
+        origin: the job that this one follows, if it is a callback.
     """
 
     id: UUID
@@ -154,6 +237,9 @@ class NewJob:
     idempotency_key: str | None = field(default=None, validator=_name(KEY_LIMIT))
     fingerprint: bytes | None = None
     result_ttl: float | None = field(default=None, validator=_seconds)
+    refresh: bool = False
+    callbacks: tuple[FollowUp, ...] = ()
+    origin: Origin | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.fingerprint is not None and len(self.fingerprint) != 32:
@@ -212,6 +298,7 @@ class ReservedJob:
     attempt: int
     max_attempts: int
     created_at: datetime
+    origin: Origin | None = None
 
     @property
     def id(self) -> UUID:
@@ -242,6 +329,19 @@ class Extension:
     cancel_requested: frozenset[Lease]
 
 
+@frozen(kw_only=True)
+class Progress:
+    """How far an attempt has come, as its handler says.
+
+    Attributes:
+        fraction: from 0 to 1.
+        message: for people.
+    """
+
+    fraction: float
+    message: str = ""
+
+
 # --- how an attempt ends ----------------------------------------------------------------------------
 
 
@@ -261,15 +361,6 @@ class Event(StrEnum):
     BURY = "bury"
     CANCEL = "cancel"
     REVIVE = "revive"
-
-
-@frozen(kw_only=True)
-class Failure:
-    """An error as a row can keep it: text that every engine stores, capped, without local variables."""
-
-    type: str
-    message: str
-    traceback: str = ""
 
 
 @frozen(kw_only=True)
@@ -357,6 +448,22 @@ class JobRecord:
     completed_at: datetime | None
     result: bytes | None
     result_expires_at: datetime | None
+    progress: Progress | None = None
+    origin: Origin | None = None
+
+
+@frozen(kw_only=True)
+class End:
+    """How a job ended: what whoever waits for it wants to know.
+
+    Attributes:
+        result: JSON text, if it is completed.
+        error: the last one, if it failed.
+    """
+
+    status: Status
+    result: bytes | None = None
+    error: Failure | None = None
 
 
 @frozen(kw_only=True)

@@ -37,12 +37,14 @@ from attrs import frozen
 
 from creche._job import (
     DeadLetter,
+    End,
     Extension,
     Insertion,
     JobFilter,
     JobRecord,
     Lease,
     NewJob,
+    Progress,
     QueueStats,
     Reservation,
     Retention,
@@ -52,7 +54,7 @@ from creche._job import (
     Upkeep,
 )
 
-__all__ = ["Backoff", "Capabilities", "Fingerprint", "Listener", "Serializer", "Storage"]
+__all__ = ["Backoff", "Capabilities", "Fingerprint", "Listener", "Serializer", "Storage", "Transaction"]
 
 
 @frozen(kw_only=True)
@@ -117,6 +119,26 @@ class Listener(Protocol):
         ...
 
 
+class Transaction(Protocol):
+    """A transaction that a handler shares with the end of its attempt."""
+
+    @property
+    def connection(self) -> Any:
+        """What the handler writes through. None, if the storage is no database.
+
+        What it raises is the driver's own. Neither COMMIT nor ROLLBACK may be sent through it.
+        """
+        ...
+
+    async def settle(self, settlement: Settlement, *, now: datetime | None = None) -> bool:
+        """End an attempt within this transaction, as `Storage.settle` does; the last thing that is done in it.
+
+        Returns:
+            False if the lease is lost: nothing was written, and the block must be left by an exception.
+        """
+        ...
+
+
 class Storage(Protocol):
     """A place where jobs are kept. See the module's docstring for the rules that hold for every operation.
 
@@ -154,7 +176,9 @@ class Storage(Protocol):
         """Return the (name, SQL) of what `migrate` would apply. Works on a storage that is not open."""
         ...
 
-    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
+    async def insert(
+        self, jobs: Sequence[NewJob], *, now: datetime | None = None, connection: object = None
+    ) -> Sequence[Insertion]:
         """Write jobs, or find those that stand in their place; answer each in order.
 
         For each job, the first that applies: a row with this id is here (the job was sent before): that row,
@@ -165,10 +189,23 @@ class Storage(Protocol):
         Of any number of callers at once with the same key or fingerprint, exactly one inserts, and the others
         get its row, also when several stand in one batch. A fingerprint is held from the insert until the job is
         failed, cancelled, or completed and `result_ttl` seconds have passed (at once without a `result_ttl`). It
-        reaches across queues. A dispatch that joins leaves its own key unused.
+        reaches across queues. A dispatch that joins leaves its own key unused. To one that says `refresh` a cached
+        result is never fresh: it lets go of its fingerprint, and an active job goes on answering.
+
+        Callbacks are recorded with the job that answers, in the same transaction: they are added to those that an
+        active one has; where it is over already, those that its end calls for are written now, as if they had been
+        recorded before. A callback whose id is recorded or written already is left out: the dispatch was sent twice.
 
         Listeners of a queue are woken, after the commit, when one of its jobs is ready or will be within half
-        a minute.
+        a minute; also when a job that waits in it was given callbacks, for it could not be reserved meanwhile.
+
+        Args:
+            jobs: which.
+            now: stands in for the database's clock.
+            connection: a handle of the caller's on the same database, in a transaction of its own: all this is then
+                done through it, and is committed or rolled back by the caller. Nothing is committed here, and
+                nothing is tried again: what its driver raises goes to the caller as it is. Which handles it takes,
+                an adapter says; OptionInvalid for any other.
         """
         ...
 
@@ -185,9 +222,9 @@ class Storage(Protocol):
     ) -> Reservation:
         """Take up to `limit` pending jobs under a lease.
 
-        Each becomes `processing`, its attempts are counted up by one, its token rises, and no other caller
-        gets it while the lease lasts. Never more than `limit`, and never fewer while there are jobs that no
-        rival is taking at the same moment. Queues are served in the order given; within a queue the higher
+        Each becomes `processing`, its attempts are counted up by one, its token rises, its progress is gone, and no
+        other caller gets it while the lease lasts. Never more than `limit`, and never fewer while there are jobs that
+        no rival is taking at the same moment. Queues are served in the order given; within a queue the higher
         priority first, then the earlier due, then the older.
 
         Args:
@@ -201,10 +238,18 @@ class Storage(Protocol):
         """
         ...
 
-    async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
+    async def extend(
+        self,
+        leases: Collection[Lease],
+        seconds: float,
+        *,
+        progress: Mapping[Lease, Progress] | None = None,
+        now: datetime | None = None,
+    ) -> Extension:
         """Push the deadline of leases out to `seconds` from now, never in; say which are still held.
 
-        A lease that has run out but was not taken over or recovered is still held. In one statement.
+        A lease that has run out but was not taken over or recovered is still held. Of those that are held, the jobs in
+        `progress` have come that far. In one statement.
         """
         ...
 
@@ -217,6 +262,10 @@ class Storage(Protocol):
         (RETRY, RELEASE, SNOOZE) ends as cancelled if cancellation was asked for. A lease that was settled
         before, and whose job nobody touched since, is accepted again with no effect. Jobs with a `result_ttl`
         go on answering for their fingerprint when they succeed; all other finished jobs stop.
+
+        Whatever ends a job (this, `maintain`, `cancel`) writes, in the same transaction, the callbacks that this end
+        calls for: `FollowUp.after`, each once, ready now. Those that it does not call for stay, for a job that is made
+        ready again may end in another way. Whoever watches the job is woken, and so are the listeners of their queues.
 
         What is decided is written. That attempts are limited is the business of who decides,
         `creche._lifecycle.decide`, which says FAIL at the end of the last one: a RETRY is let through there too, and
@@ -269,6 +318,22 @@ class Storage(Protocol):
         """Return the rows of those jobs that exist."""
         ...
 
+    async def watch(
+        self, job_ids: Collection[UUID], *, watcher: str | None = None, over: Collection[UUID] = ()
+    ) -> Mapping[UUID, End | None]:
+        """Return how those jobs ended that exist; None for one that is still active.
+
+        From now on the end of each that is still active wakes the listeners of the name `watcher`, a queue's name that
+        belongs to nobody else. As every wake it is a hint: an end that is being written just now may be missed, and a
+        watch that was not repeated for an hour is forgotten, by `maintain`.
+
+        Args:
+            job_ids: which.
+            watcher: who wants to be woken; None: nobody.
+            over: jobs whose watches of this watcher can go.
+        """
+        ...
+
     async def list(self, where: JobFilter, limit: int, *, before: UUID | None = None) -> Sequence[JobRecord]:
         """Return jobs by id, newest first.
 
@@ -287,11 +352,24 @@ class Storage(Protocol):
         """Return how many jobs stand in which state, per queue, by the queue's name."""
         ...
 
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Begin a transaction for a handler's own writes, on a connection that no other call uses.
+
+        It is committed when the block is left, and rolled back when it is left by an exception: then nothing of it
+        stays. Wakes go out after the commit. Nothing in it is tried again.
+
+        Raises:
+            StorageUnavailable: no connection; or the commit was not answered, so that nobody knows its outcome. It is
+                decided when an `extend` of the lease has been answered, for that waits until the transaction is over.
+        """
+        ...
+
     def listen(self, queues: Collection[str]) -> AbstractAsyncContextManager[Listener]:
         """Listen for work in these queues until the block is left.
 
-        Inserts from any process wake it, and jobs that `settle` gives back or puts off for less than half a minute,
-        or that `maintain` or `retry` make ready: a recovered one when it is promoted. A job that is over wakes nobody.
+        Inserts from any process wake it, so do callbacks when they are written, and jobs that `settle` gives back or
+        puts off for less than half a minute, or that `maintain` or `retry` make ready: a recovered one when it is
+        promoted. A job that is over wakes those who `watch` it.
 
         Raises:
             StorageUnavailable: no connection could be had; try again later.

@@ -10,11 +10,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 from attrs import frozen
 
-from creche._job import AttemptError, DeadLetter, Event, Failure, JobRecord, QueueStats, Settlement, Status
+from creche._job import (
+    FINISHED,
+    AttemptError,
+    DeadLetter,
+    End,
+    Event,
+    Failure,
+    FollowUp,
+    JobRecord,
+    NewJob,
+    On,
+    Origin,
+    Progress,
+    QueueStats,
+    Settlement,
+    Status,
+)
 from creche._lifecycle import BURIES, GIVES_BACK, GOES_ON, TRANSITIONS
 
 SUMMARY_LIMIT: Final = 500
@@ -67,6 +84,110 @@ def last_failure(text: str | bytes) -> Failure | None:
         return None
     errors = attempt_errors(text)
     return errors[-1].error if errors else None
+
+
+# --- callbacks --------------------------------------------------------------------------------------
+
+
+class _StoredFailure(msgspec.Struct):
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class _StoredOrigin(msgspec.Struct):
+    """The column `origin`: a JSON object."""
+
+    id: UUID
+    type: str
+    queue_name: str
+    status: Status
+    error: _StoredFailure | None = None
+
+
+_ORIGIN: Final = msgspec.json.Decoder(_StoredOrigin)
+
+
+def callbacks_document(callbacks: Iterable[FollowUp]) -> dict[str, list[dict[str, Any]]]:
+    """Return callbacks as the column `callbacks` keeps them: lists by `on`, so that SQL takes a whole list by its name,
+    and what is not called for stays. An `on` that nothing has is left out.
+
+    `then` is such an object again, and left out if there is nothing in it.
+    """
+    document: dict[str, list[dict[str, Any]]] = {}
+    for each in callbacks:
+        element: dict[str, Any] = {
+            "id": str(each.id),
+            "type": each.type,
+            "queue_name": each.queue_name,
+            "priority": each.priority,
+            "max_attempts": each.max_attempts,
+            "head": each.head,
+        }
+        if each.tail is not None:
+            element["tail"] = each.tail
+        if each.then:
+            element["then"] = callbacks_document(each.then)
+        document.setdefault(each.on.value, []).append(element)
+    return document
+
+
+def callbacks_json(callbacks: Iterable[FollowUp]) -> str | None:
+    """Return the column `callbacks`, NULL if there are none."""
+    document = callbacks_document(callbacks)
+    return msgspec.json.encode(document).decode() if document else None
+
+
+def origin_json(origin: Origin | None) -> str | None:
+    """Return the column `origin`, which follow_up.sql writes alike."""
+    if origin is None:
+        return None
+    error = origin.error
+    fields: dict[str, Any] = {
+        "id": origin.job_id,
+        "type": origin.type,
+        "queue_name": origin.queue_name,
+        "status": origin.status.value,
+    }
+    if error is not None:
+        fields["error"] = {"type": error.type, "message": error.message, "traceback": error.traceback}
+    return msgspec.json.encode(fields).decode()
+
+
+def origin(text: str | bytes | None) -> Origin | None:
+    """Return the column `origin` as a value."""
+    if text is None:
+        return None
+    stored = _ORIGIN.decode(text)
+    error = stored.error
+    return Origin(
+        job_id=stored.id,
+        type=stored.type,
+        queue_name=stored.queue_name,
+        status=stored.status,
+        error=None if error is None else Failure(type=error.type, message=error.message, traceback=error.traceback),
+    )
+
+
+def follow_ups(record: JobRecord, callbacks: Iterable[FollowUp]) -> list[NewJob]:
+    """Return the jobs that follow one that is over: what follow_up.sql writes, for callbacks that come late."""
+    failed = record.status is Status.FAILED
+    ended = Origin(
+        job_id=record.id,
+        type=record.type,
+        queue_name=record.queue_name,
+        status=record.status,
+        error=record.last_error if failed else None,
+    )
+    return [each.after(ended, record.result) for each in callbacks if each.on.calls_for(record.status)]
+
+
+def called_for(status: Status) -> list[str]:
+    """Return the keys of the column `callbacks` that an end calls for."""
+    return [on.value for on in On if on.calls_for(status)]
+
+
+CALLED_FOR: Final = {status.value: called_for(status) for status in sorted(FINISHED)}
 
 
 # --- settlements ------------------------------------------------------------------------------------
@@ -141,7 +262,23 @@ def job_record(row: Mapping[str, Any]) -> JobRecord:
         completed_at=row["completed_at"],
         result=row["result"],
         result_expires_at=row["result_expires_at"],
+        progress=progress(row["progress"], row["progress_message"]),
+        origin=origin(row["origin"]),
     )
+
+
+def progress(fraction: float | None, message: str | None) -> Progress | None:
+    """Return the columns `progress` and `progress_message` as a value."""
+    return None if fraction is None else Progress(fraction=fraction, message=message or "")
+
+
+def end(status: str, result: bytes | None, errors: str | bytes | None) -> End | None:
+    """Return a row of `watch.sql`: how a job ended, None if it is active. `errors` is JSON text, if it failed."""
+    ended = Status(status)
+    if ended.active:
+        return None
+    error = last_failure(errors) if ended is Status.FAILED and errors is not None else None
+    return End(status=ended, result=result, error=error)
 
 
 def dead_letter(row: Mapping[str, Any]) -> DeadLetter:

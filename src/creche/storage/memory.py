@@ -28,14 +28,18 @@ from creche._job import (
     WAKE_HORIZON,
     AttemptError,
     DeadLetter,
+    End,
     Event,
     Extension,
     Failure,
+    FollowUp,
     Insertion,
     JobFilter,
     JobRecord,
     Lease,
     NewJob,
+    Origin,
+    Progress,
     QueueStats,
     Reservation,
     ReservedJob,
@@ -46,7 +50,8 @@ from creche._job import (
     Upkeep,
 )
 from creche._lifecycle import BURIES, GIVES_BACK, TRANSITIONS, after
-from creche.abc import Capabilities, Listener
+from creche.abc import Capabilities, Listener, Transaction
+from creche.errors import OptionInvalid
 
 _CAPABILITIES: Final = Capabilities(listen=True, shared=False, durable=False)
 
@@ -61,6 +66,8 @@ class _Row:
     single_flight: bool = False  # this is the job that a dispatch of the same fingerprint joins
     result_ttl: float | None = None
     errors: list[AttemptError] = field(factory=list[AttemptError])
+    callbacks: list[FollowUp] = field(factory=list[FollowUp])
+    watchers: set[str] = field(factory=set[str])
 
     def change(self, **changes: object) -> None:
         self.record = evolve(self.record, **changes)  # type: ignore[arg-type]  # field names are checked by evolve
@@ -122,8 +129,12 @@ class MemoryStorage:
 
     # --- dispatch -----------------------------------------------------------------------------------
 
-    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
-        """See `Storage.insert`."""
+    async def insert(
+        self, jobs: Sequence[NewJob], *, now: datetime | None = None, connection: object = None
+    ) -> Sequence[Insertion]:
+        """See `Storage.insert`. There are no handles on it."""
+        if connection is not None:
+            raise OptionInvalid("connection", connection, "None: this storage has no transactions")
         await anyio.lowlevel.checkpoint()
         moment = self._moment(now)
         answers: list[Insertion] = []
@@ -134,6 +145,8 @@ class MemoryStorage:
                 row = self._rows[job.id] = _new_row(job, moment)
                 if _due_in(row, moment) < WAKE_HORIZON:
                     woken.add(job.queue_name)
+            else:
+                woken |= self._record(job.callbacks, row, moment)
             record = row.record
             answers.append(
                 Insertion(
@@ -155,18 +168,47 @@ class MemoryStorage:
             for row in self._rows.values():
                 if (row.record.queue_name, row.record.idempotency_key) == (job.queue_name, job.idempotency_key):
                     return row
-        return self._flying(job.fingerprint, moment)
+        return self._flying(job.fingerprint, moment, refresh=job.refresh)
 
-    def _flying(self, fingerprint: bytes | None, moment: datetime) -> _Row | None:
+    def _flying(self, fingerprint: bytes | None, moment: datetime, *, refresh: bool = False) -> _Row | None:
         """Return the job that holds a fingerprint, after taking it from a cached result that is stale."""
         if fingerprint is None:
             return None
         for row in self._rows.values():
             if row.single_flight and row.record.fingerprint == fingerprint:
                 expiry = row.record.result_expires_at
-                row.single_flight = expiry is None or expiry > moment
+                row.single_flight = expiry is None or (expiry > moment and not refresh)
                 return row if row.single_flight else None
         return None
+
+    def _record(self, callbacks: Sequence[FollowUp], row: _Row, moment: datetime) -> set[str]:
+        """Add callbacks to those of a job that stands, and write those that its end calls for; return whom to wake."""
+        known = {each.id for each in row.callbacks} | self._rows.keys()
+        new = [each for each in callbacks if each.id not in known]
+        row.callbacks += new
+        if not row.record.status.active:
+            return self._follow(row, moment)
+        return {row.record.queue_name} if new and row.record.status is Status.PENDING else set()
+
+    def _follow(self, row: _Row, moment: datetime) -> set[str]:
+        """Write the callbacks that a job's end calls for; return whom to wake: their queues, and those who watch it."""
+        record = row.record
+        failed = record.status is Status.FAILED
+        origin = Origin(
+            job_id=record.id,
+            type=record.type,
+            queue_name=record.queue_name,
+            status=record.status,
+            error=record.last_error if failed else None,
+        )
+        due = [each for each in row.callbacks if each.on.calls_for(record.status)]
+        row.callbacks = [each for each in row.callbacks if each not in due]
+        woken, row.watchers = row.watchers, set()
+        for each in due:
+            if each.id not in self._rows:
+                self._rows[each.id] = _new_row(each.after(origin, record.result), moment)
+                woken.add(each.queue_name)
+        return woken
 
     # --- leases -------------------------------------------------------------------------------------
 
@@ -207,22 +249,36 @@ class MemoryStorage:
                 locked_until=moment + timedelta(seconds=lease),
                 locked_by=worker,
                 updated_at=moment,
+                progress=None,
             )
         return Reservation(jobs=[_reserved(row) for row in taken], next_due_in=self._next_due_in(rank, moment))
 
-    async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
+    async def extend(
+        self,
+        leases: Collection[Lease],
+        seconds: float,
+        *,
+        progress: Mapping[Lease, Progress] | None = None,
+        now: datetime | None = None,
+    ) -> Extension:
         """See `Storage.extend`."""
         await anyio.lowlevel.checkpoint()
         moment = self._moment(now)
         held = {lease: row for lease in leases if (row := self._held(lease))}
-        for row in held.values():
+        for lease, row in held.items():
             until = moment + timedelta(seconds=seconds)
             row.change(locked_until=max(until, row.record.locked_until or until))
+            if progress and lease in progress:
+                row.change(progress=progress[lease])
         return Extension(
             held=frozenset(held),
             lost=frozenset(leases) - held.keys(),
             cancel_requested=frozenset(lease for lease, row in held.items() if row.record.cancel_requested),
         )
+
+    def holds(self, lease: Lease) -> bool:
+        """Return whether an attempt could be ended under this lease."""
+        return self._held(lease) is not None
 
     def _held(self, lease: Lease) -> _Row | None:
         row = self._rows.get(lease.job_id)
@@ -231,6 +287,10 @@ class MemoryStorage:
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
         """See `Storage.settle`."""
         await anyio.lowlevel.checkpoint()
+        return self.settle_now(settlements, now=now)
+
+    def settle_now(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+        """End attempts without letting anybody else in before."""
         moment = self._moment(now)
         accepted: set[Lease] = set()
         woken: set[str] = set()
@@ -241,7 +301,7 @@ class MemoryStorage:
                 continue
             accepted.add(lease)  # also when it was settled before: the token is still the holder's own
             if row.record.status is Status.PROCESSING:
-                self._end_attempt(row, settlement, moment)
+                woken |= self._end_attempt(row, settlement, moment)
                 if row.record.status.active and _due_in(row, moment) < WAKE_HORIZON:
                     woken.add(row.record.queue_name)
         self._wake(woken)
@@ -250,7 +310,7 @@ class MemoryStorage:
             lost=frozenset(settlement.lease for settlement in settlements) - accepted,
         )
 
-    def _end_attempt(self, row: _Row, settlement: Settlement, moment: datetime) -> None:
+    def _end_attempt(self, row: _Row, settlement: Settlement, moment: datetime) -> set[str]:
         event = settlement.event
         due = None
         if event in {Event.RETRY, Event.SNOOZE}:
@@ -261,7 +321,7 @@ class MemoryStorage:
             row.change(attempts=row.record.attempts - 1)
         if event is Event.SUCCEED:
             row.change(result=settlement.result)
-        self._move(row, event, moment, due=due)
+        return self._move(row, event, moment, due=due)
 
     # --- upkeep -------------------------------------------------------------------------------------
 
@@ -269,13 +329,12 @@ class MemoryStorage:
         """See `Storage.maintain`."""
         await anyio.lowlevel.checkpoint()
         moment = self._moment(now)
-        recovered, buried = self._recover(limit, moment)
+        recovered, buried, woken = self._recover(limit, moment)
         due = [
             row
             for row in self._rows.values()
             if row.record.status is Status.SCHEDULED and row.record.available_at <= moment
         ][:limit]
-        woken: set[str] = set()
         for row in due:
             row.change(status=after(Status.SCHEDULED, Event.PROMOTE), updated_at=moment)
             woken.add(row.record.queue_name)
@@ -290,7 +349,7 @@ class MemoryStorage:
             next_expiry_in=self._next_expiry_in(moment),
         )
 
-    def _recover(self, limit: int, moment: datetime) -> tuple[int, int]:
+    def _recover(self, limit: int, moment: datetime) -> tuple[int, int, set[str]]:
         expired = [
             row
             for row in self._rows.values()
@@ -299,6 +358,7 @@ class MemoryStorage:
             and row.record.locked_until <= moment
         ][:limit]
         buried = 0
+        woken: set[str] = set()
         for row in expired:
             record = row.record
             spent = record.attempts >= record.max_attempts and not record.cancel_requested
@@ -306,9 +366,9 @@ class MemoryStorage:
             self._keep_error(row, error, moment)
             row.seize()
             due = moment + timedelta(microseconds=recovery_delay(record.id, record.attempts))
-            self._move(row, Event.BURY if spent else Event.RECOVER, moment, due=due)
+            woken |= self._move(row, Event.BURY if spent else Event.RECOVER, moment, due=due)
             buried += spent
-        return len(expired) - buried, buried
+        return len(expired) - buried, buried, woken
 
     def _prune(self, limit: int, retention: Retention, moment: datetime) -> int:
         kept = {
@@ -336,12 +396,14 @@ class MemoryStorage:
         await anyio.lowlevel.checkpoint()
         moment = self._moment(now)
         rows = self._of(job_ids)
+        woken: set[str] = set()
         for row in rows:
             if row.record.status is Status.PROCESSING:
                 row.change(cancel_requested=True, updated_at=moment)
             elif row.record.status.active:
                 row.seize()
-                self._move(row, Event.CANCEL, moment)
+                woken |= self._move(row, Event.CANCEL, moment)
+        self._wake(woken)
         return {row.record.id: row.record.status for row in rows}
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
@@ -374,6 +436,19 @@ class MemoryStorage:
         """See `Storage.find`."""
         await anyio.lowlevel.checkpoint()
         return {row.record.id: row.record for row in self._of(job_ids)}
+
+    async def watch(
+        self, job_ids: Collection[UUID], *, watcher: str | None = None, over: Collection[UUID] = ()
+    ) -> Mapping[UUID, End | None]:
+        """See `Storage.watch`."""
+        await anyio.lowlevel.checkpoint()
+        if watcher is not None:
+            for row in self._of(over):
+                row.watchers.discard(watcher)
+            for row in self._of(job_ids):
+                if row.record.status.active:
+                    row.watchers.add(watcher)
+        return {row.record.id: _end(row.record) for row in self._of(job_ids)}
 
     async def list(self, where: JobFilter, limit: int, *, before: UUID | None = None) -> Sequence[JobRecord]:
         """See `Storage.list`."""
@@ -413,7 +488,15 @@ class MemoryStorage:
             for queue in sorted(counts)
         ]
 
-    # --- wakes --------------------------------------------------------------------------------------
+    # --- transactions and wakes ---------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Transaction]:
+        """See `Storage.transaction`. Nothing can be written in it but the end of an attempt."""
+        transaction = _MemoryTransaction(self)
+        await anyio.lowlevel.checkpoint()
+        yield transaction
+        transaction.commit()
 
     @asynccontextmanager
     async def listen(self, queues: Collection[str]) -> AsyncGenerator[Listener]:
@@ -459,8 +542,8 @@ class MemoryStorage:
         row.errors = kept[-ERRORS_KEPT:]
         row.change(last_error=error)
 
-    def _move(self, row: _Row, event: Event, moment: datetime, *, due: datetime | None = None) -> None:
-        """End a hold, or a wait: write the state that follows, and what goes with it.
+    def _move(self, row: _Row, event: Event, moment: datetime, *, due: datetime | None = None) -> set[str]:
+        """End a hold, or a wait: write the state that follows, and what goes with it; return whom to wake.
 
         Without a new due time the job stands in its queue where it stood.
         """
@@ -494,6 +577,31 @@ class MemoryStorage:
                 buried_at=moment,
                 errors=tuple(row.errors),
             )
+        return self._follow(row, moment) if status in FINISHED else set()
+
+
+class _MemoryTransaction:
+    """The end of an attempt, held back until the block is left."""
+
+    def __init__(self, storage: MemoryStorage) -> None:
+        self._storage = storage
+        self._ends: list[tuple[Settlement, datetime | None]] = []
+
+    @property
+    def connection(self) -> None:
+        """There is no database to write to."""
+        return
+
+    async def settle(self, settlement: Settlement, *, now: datetime | None = None) -> bool:
+        """See `Transaction.settle`."""
+        await anyio.lowlevel.checkpoint()
+        self._ends.append((settlement, now))
+        return self._storage.holds(settlement.lease)
+
+    def commit(self) -> None:
+        """Write it. Nobody comes in between: the end was the last thing that was done."""
+        for settlement, now in self._ends:
+            self._storage.settle_now([settlement], now=now)
 
 
 class _MemoryListener:
@@ -541,8 +649,15 @@ def _new_row(job: NewJob, moment: datetime) -> _Row:
         completed_at=None,
         result=None,
         result_expires_at=None,
+        progress=None,
+        origin=job.origin,
     )
-    return _Row(record=record, single_flight=job.fingerprint is not None, result_ttl=job.result_ttl)
+    return _Row(
+        record=record,
+        single_flight=job.fingerprint is not None,
+        result_ttl=job.result_ttl,
+        callbacks=[*job.callbacks],
+    )
 
 
 def _due_in(row: _Row, moment: datetime) -> float:
@@ -560,4 +675,12 @@ def _reserved(row: _Row) -> ReservedJob:
         attempt=record.attempts,
         max_attempts=record.max_attempts,
         created_at=record.created_at,
+        origin=record.origin,
     )
+
+
+def _end(record: JobRecord) -> End | None:
+    if record.status.active:
+        return None
+    error = record.last_error if record.status is Status.FAILED else None
+    return End(status=record.status, result=record.result, error=error)
