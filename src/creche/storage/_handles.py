@@ -1,5 +1,5 @@
-"""Handles of the caller's own, in a transaction of theirs: how a statement is run through one. It commits nothing, tries
-nothing again, and translates no error: the transaction is the caller's, and so is what its driver raises.
+"""Handles of the caller's own, in a transaction of theirs: how a statement is run through one. It commits nothing,
+tries nothing again, and translates no error: the transaction is the caller's, and so is what its driver raises.
 
 Statements come as whole texts, literals and all: each driver has its own idea of parameters.
 """
@@ -7,7 +7,7 @@ Statements come as whole texts, literals and all: each driver has its own idea o
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from inspect import isawaitable
 from typing import Any, Final, TypeAlias
 
@@ -15,11 +15,11 @@ from attrs import frozen
 
 from creche.errors import OptionInvalid
 
-_CONNECTIONS: Final = {
+_CONNECTIONS: Final[Mapping[str, Sequence[str]]] = {
     "sqlalchemy.engine": ("Connection",),
     "sqlalchemy.ext.asyncio": ("AsyncConnection",),
 }
-_SESSIONS: Final = {
+_SESSIONS: Final[Mapping[str, Sequence[str]]] = {
     "sqlalchemy.orm": ("Session", "scoped_session"),
     "sqlalchemy.ext.asyncio": ("AsyncSession", "async_scoped_session"),
 }
@@ -38,7 +38,7 @@ class Ran:
 Run: TypeAlias = Callable[[str], Awaitable[Ran]]
 
 
-def is_one_of(value: object, classes: dict[str, tuple[str, ...]]) -> bool:
+def is_one_of(value: object, classes: Mapping[str, Sequence[str]]) -> bool:
     """Return whether a value is an instance of classes, named by module: what nobody has imported is nobody's class."""
     found = [getattr(sys.modules.get(module), name, None) for module, names in classes.items() for name in names]
     return isinstance(value, tuple(cls for cls in found if cls is not None))
