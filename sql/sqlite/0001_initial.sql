@@ -37,6 +37,12 @@ CREATE TABLE creche_jobs (
     result_expires_at INTEGER,
     errors            TEXT    NOT NULL DEFAULT '[]' CHECK (json_valid(errors)),
     last_error        TEXT,            -- the newest of them in one line, for people
+    -- What is to run when the job is over, {"success": […], "failure": […], "always": […]}; NULL: nothing. An end takes
+    -- the lists that it calls for out, with the jobs that it writes from them: what still stands here was never written.
+    callbacks         TEXT             CHECK (callbacks IS NULL OR json_valid(callbacks)),
+    origin            TEXT             CHECK (origin IS NULL OR json_valid(origin)),  -- whose callback this is
+    progress          REAL,            -- from 0 to 1, of the attempt that runs or ran last
+    progress_message  TEXT,
     created_at        INTEGER NOT NULL,
     updated_at        INTEGER NOT NULL,
     completed_at      INTEGER          -- set in every finished state

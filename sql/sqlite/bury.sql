@@ -26,4 +26,4 @@ WHERE rowid IN (
         AND attempts >= max_attempts
     LIMIT :limit
 )
-RETURNING id, status
+RETURNING id, status, callbacks IS NOT NULL AS is_followed

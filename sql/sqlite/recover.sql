@@ -35,3 +35,4 @@ WHERE rowid IN (
         AND (cancel_requested OR attempts < max_attempts)
     LIMIT :limit
 )
+RETURNING id, status, callbacks IS NOT NULL AS is_followed

@@ -7,6 +7,8 @@ SET status = 'processing',
     nonce = :nonce,
     locked_until = :now + :lease,
     locked_by = :worker,
+    progress = NULL,
+    progress_message = NULL,
     updated_at = :now
 WHERE rowid IN (
     SELECT rowid
@@ -17,4 +19,5 @@ WHERE rowid IN (
     ORDER BY priority DESC, available_at, id
     LIMIT :limit
 )
-RETURNING id, token, nonce, queue_name, type, payload, priority, attempts, max_attempts, available_at, created_at
+RETURNING
+    id, token, nonce, queue_name, type, payload, priority, attempts, max_attempts, available_at, created_at, origin

@@ -44,4 +44,4 @@ WHERE job.id = settlement.id
     AND job.token = settlement.token
     AND job.nonce = settlement.nonce
     AND +job.status = 'processing'  -- + keeps ANALYZE from beginning with all that are processing
-RETURNING id, token, nonce, queue_name, status, available_at
+RETURNING id, token, nonce, queue_name, status, available_at, callbacks IS NOT NULL AS is_followed

@@ -1,17 +1,23 @@
-"""Hears of new work in one SQLite file: from this process by being told, from others by looking. It reads no job.
+"""Hears of new work in one SQLite file, and of jobs that are over: from this process by being told, from others by
+looking. It reads no job.
 
 SQLite notifies nobody. What other processes commit shows in `PRAGMA data_version`, which a waiting listener asks for
-again and again, more and more seldom while nothing happens; a listener that nobody waits on costs nothing.
+again and again, more and more seldom while nothing happens; a listener that nobody waits on costs nothing. So watches
+need no table: they only spare this process the looking.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
+from uuid import UUID
 
 import anyio
 import anyio.lowlevel
+
+from creche._job import WATCH_LIMIT
 
 _FASTEST: Final = 0.005
 _SLOWEST: Final = 0.25
@@ -48,6 +54,38 @@ class Bell:
             yield listener
         finally:
             self._listeners.discard(listener)
+
+
+class Watches:
+    """Who wants to know, in this process, that a job is over."""
+
+    def __init__(self) -> None:
+        self._watchers: dict[UUID, dict[str, float]] = {}  # since when, by the name
+
+    def add(self, job_ids: Iterable[UUID], watcher: str) -> None:
+        """Begin to watch, or go on."""
+        now = time.monotonic()
+        for job_id in job_ids:
+            self._watchers.setdefault(job_id, {})[watcher] = now
+
+    def drop(self, job_ids: Iterable[UUID], watcher: str) -> None:
+        """Watch no longer."""
+        for job_id in job_ids:
+            watchers = self._watchers.get(job_id, {})
+            watchers.pop(watcher, None)
+            if not watchers:
+                self._watchers.pop(job_id, None)
+
+    def end(self, job_ids: Iterable[UUID]) -> set[str]:
+        """Forget jobs that are over; return who watched them."""
+        return {watcher for job_id in job_ids for watcher in self._watchers.pop(job_id, ())}
+
+    def forget(self) -> None:
+        """Let go of what nobody asked for again for an hour."""
+        before = time.monotonic() - WATCH_LIMIT
+        for job_id, watchers in [*self._watchers.items()]:
+            for watcher in [watcher for watcher, since in watchers.items() if since < before]:
+                self.drop([job_id], watcher)
 
 
 class SQLiteListener:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -18,10 +18,13 @@ from creche._job import (
     ERRORS_KEPT,
     WAKE_HORIZON,
     DeadLetter,
+    End,
+    FollowUp,
     Insertion,
     JobRecord,
     Lease,
     NewJob,
+    Progress,
     QueueStats,
     ReservedJob,
     Settlement,
@@ -109,12 +112,37 @@ def job_columns(job: NewJob, now: int) -> dict[str, Any]:
         "idempotency_key": job.idempotency_key,
         "fingerprint": None if job.fingerprint is None else job.fingerprint.hex(),
         "result_ttl": None if job.result_ttl is None else microseconds(job.result_ttl),
+        "callbacks": _rows.callbacks_json(job.callbacks),
+        "origin": _rows.origin_json(job.origin),
     }
+
+
+def joined_callbacks(recorded: str | None, more: Iterable[FollowUp], written: Collection[str]) -> str | None:
+    """Return the column `callbacks` with more in it; None if there is nothing new.
+
+    Args:
+        recorded: the column.
+        more: what is to be there too.
+        written: the ids of those that are jobs already.
+    """
+    document: dict[str, list[dict[str, Any]]] = {} if recorded is None else msgspec.json.decode(recorded)
+    known = {each["id"] for listed in document.values() for each in listed}.union(written)
+    new = [each for each in more if str(each.id) not in known]
+    for on, listed in _rows.callbacks_document(new).items():
+        document.setdefault(on, []).extend(listed)
+    return msgspec.json.encode(document).decode() if new else None
 
 
 def lease_columns(held: Lease) -> dict[str, Any]:
     """Return what every fenced statement compares."""
     return {"id": str(held.job_id), "token": held.token, "nonce": held.nonce}
+
+
+def renewal_columns(held: Lease, progress: Progress | None) -> dict[str, Any]:
+    """Return one element of what `extend` takes."""
+    if progress is None:
+        return lease_columns(held)
+    return {**lease_columns(held), "progress": float(progress.fraction), "progress_message": progress.message}
 
 
 def failing_columns(now: int) -> dict[str, Any]:
@@ -151,7 +179,12 @@ def inserted(job: NewJob, status: str) -> Insertion:
     return Insertion(job_id=job.id, status=Status(status), inserted=True, fingerprint=job.fingerprint)
 
 
-def standing(job: NewJob, row: sqlite3.Row) -> Insertion:
+def standing_columns(row: Sequence[Any]) -> Mapping[str, Any]:
+    """Return a row of `find_standing` by name: a caller's connection names nothing."""
+    return dict(zip(("id", "status", "fingerprint", "result", "queue_name", "callbacks"), row, strict=True))
+
+
+def standing(job: NewJob, row: Mapping[str, Any]) -> Insertion:
     """Return the answer to a job in whose place a row stands."""
     job_id = UUID(row["id"])
     return Insertion(
@@ -174,7 +207,18 @@ def reserved(row: sqlite3.Row) -> ReservedJob:
         attempt=row["attempts"],
         max_attempts=row["max_attempts"],
         created_at=_datetime(row["created_at"]),
+        origin=_rows.origin(row["origin"]),
     )
+
+
+def ended(changed: Iterable[sqlite3.Row]) -> set[UUID]:
+    """Return those jobs that a change has ended."""
+    return {UUID(row["id"]) for row in changed if not Status(row["status"]).active}
+
+
+def end(row: sqlite3.Row) -> End | None:
+    """Return a row of `watch`."""
+    return _rows.end(row["status"], None if row["result"] is None else row["result"].encode(), row["errors"])
 
 
 def record(row: sqlite3.Row) -> JobRecord:

@@ -1,17 +1,19 @@
 """What the operations of the SQLite storage are made of: statements by name, run on one connection, in a worker thread.
-It opens no transaction and ends none; whoever calls has one.
+It opens no transaction and ends none; whoever calls has one. What a dispatch does stands in `_sqlite_dispatch.py`.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
-from creche._job import Insertion, Lease, NewJob, Retention, Status
+from creche._job import Lease, Retention, Settlement, Status
 from creche.storage import _sqlite_rows as rows
+from creche.storage._sqlite_dispatch import Steps, drive, expire_results, follow_up
 
+T = TypeVar("T")
 Rows = list[sqlite3.Row]
 
 
@@ -32,42 +34,9 @@ class Statements:
         """Run one statement that returns nothing; return how many rows it wrote."""
         return self._connection.execute(self._texts[name], columns).rowcount
 
-    # --- dispatch -----------------------------------------------------------------------------------
-
-    def insert(self, jobs: Sequence[NewJob], now: int) -> tuple[Sequence[Insertion], set[str]]:
-        """Write jobs, or find what stands in their place; return the answers, and the queues in which something new is
-        ready soon.
-        """
-        columns = [rows.job_columns(job, now) for job in jobs]
-        self.expire_results([row["fingerprint"] for row in columns], now)
-        new: dict[str, str] = {}
-        for chunk in rows.chunks(columns):
-            new.update((row["id"], row["status"]) for row in self.run("insert", jobs=rows.array(chunk), now=now))
-        places = {row["id"]: place for place, row in reversed([*enumerate(columns)]) if row["id"] in new}
-        answers = [
-            rows.inserted(job, new[row["id"]])
-            if row["id"] in new
-            else rows.standing(job, self._standing(row, places, place))
-            for place, (job, row) in enumerate(zip(jobs, columns, strict=True))
-        ]
-        woken = {row["queue_name"] for row in columns if row["id"] in new and rows.soon(row["available_at"], now)}
-        return answers, woken
-
-    def _standing(self, columns: dict[str, Any], inserted: Mapping[str, int], place: int) -> sqlite3.Row:
-        """Return the row that stood in a job's place at its turn.
-
-        One that was inserted after it in the same batch was not there yet. Such a row can have the job's key only if
-        the job had joined another by its fingerprint, and so left its key unused.
-        """
-        row = self.run("find_standing", **columns)[0]
-        if inserted.get(row["id"], place) > place:
-            row = self.run("find_standing", **{**columns, "idempotency_key": None})[0]
-        return row
-
-    def expire_results(self, fingerprints: Iterable[str | None], now: int) -> None:
-        """Let go of those of these fingerprints whose cached result is stale."""
-        if some := [fingerprint for fingerprint in fingerprints if fingerprint is not None]:
-            self.run("expire_results", fingerprints=rows.array(some), now=now)
+    def do(self, steps: Steps[T]) -> T:
+        """Run one statement after the other, as the steps say."""
+        return drive(steps, lambda name, columns: self.run(name, **columns))
 
     # --- leases -------------------------------------------------------------------------------------
 
@@ -81,14 +50,19 @@ class Statements:
             taken += sorted(found, key=lambda row: (-row["priority"], row["available_at"], row["id"]))
         return taken
 
-    def settle(self, settlements: Sequence[dict[str, Any]], now: int) -> dict[Lease, sqlite3.Row]:
-        """End attempts; return the rows, by lease, that this changed."""
+    def settle(self, settlements: Sequence[Settlement], now: int) -> tuple[dict[Lease, sqlite3.Row], set[str]]:
+        """End attempts; return the rows, by lease, that this changed, and the queues to wake."""
         ended: dict[Lease, sqlite3.Row] = {}
-        for chunk in rows.chunks(settlements):
+        for chunk in rows.chunks([rows.settlement_columns(settlement, now) for settlement in settlements]):
             found = self.run("settle", settlements=rows.array(chunk), **rows.failing_columns(now))
             ended.update((rows.lease(row), row) for row in found)
         self.write_dead_letters(ended.values(), now)
-        return ended
+        woken = {row["queue_name"] for row in ended.values() if rows.wakes(row, now)}
+        return ended, woken | self.follow_up(ended.values(), now)
+
+    def follow_up(self, changed: Iterable[sqlite3.Row], now: int) -> set[str]:
+        """Write the callbacks that the ends of those of these rows call for that are over; return their queues."""
+        return self.do(follow_up(rows.ended(row for row in changed if row["is_followed"]), now))
 
     def settled_before(self, leases: Collection[Lease]) -> set[Lease]:
         """Return those that their own holder settled before."""
@@ -139,7 +113,7 @@ class Statements:
     def retry(self, job_ids: Collection[UUID], now: int) -> set[str]:
         """Make jobs ready again; return the queues of those that are."""
         found = self.run("find", ids=rows.array(job_ids))
-        self.expire_results([row["fingerprint"] for row in found], now)
+        self.do(expire_results([row["fingerprint"] for row in found], now))
         woken: set[str] = set()
         for job_id in dict.fromkeys(job_ids):
             for row in self.run("retry", id=str(job_id), now=now):
@@ -149,4 +123,4 @@ class Statements:
 
     def statuses(self, job_ids: Collection[UUID]) -> dict[UUID, Status]:
         """Return the status of each that exists."""
-        return {UUID(row["id"]): Status(row["status"]) for row in self.run("find", ids=rows.array(job_ids))}
+        return {UUID(row["id"]): Status(row["status"]) for row in self.run("statuses", ids=rows.array(job_ids))}

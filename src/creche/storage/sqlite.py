@@ -19,12 +19,14 @@ import anyio.lowlevel
 
 from creche._job import (
     DeadLetter,
+    End,
     Extension,
     Insertion,
     JobFilter,
     JobRecord,
     Lease,
     NewJob,
+    Progress,
     QueueStats,
     Reservation,
     Retention,
@@ -40,10 +42,14 @@ from creche.storage import _sqlite_rows as rows
 from creche.storage import _sqlite_schema as schema
 from creche.storage._sql import load
 from creche.storage._sqlite3 import Database, Synchronous, transaction
-from creche.storage._sqlite_listener import Bell
+from creche.storage._sqlite_dispatch import drive_through, insert
+from creche.storage._sqlite_handles import through
+from creche.storage._sqlite_listener import Bell, Watches
 from creche.storage._sqlite_statements import Statements
 
 _CAPABILITIES: Final = Capabilities(listen=True, shared=True, durable=True)
+
+_GONE: Final = object()
 
 T = TypeVar("T")
 
@@ -70,6 +76,7 @@ class SQLiteStorage:
             raise OptionInvalid("synchronous", synchronous, f"one of {', '.join(get_args(Synchronous))}")
         self._busy_timeout = check_seconds("busy_timeout", busy_timeout)
         self._bell = Bell(self._look)
+        self._watches = Watches()
         self._database = Database(
             Path(path).absolute(),
             synchronous=synchronous,
@@ -126,11 +133,26 @@ class SQLiteStorage:
 
     # --- dispatch -----------------------------------------------------------------------------------
 
-    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
-        """See `Storage.insert`."""
+    async def insert(
+        self, jobs: Sequence[NewJob], *, now: datetime | None = None, connection: object = None
+    ) -> Sequence[Insertion]:
+        """See `Storage.insert`.
+
+        Args:
+            jobs: which.
+            now: stands in for the database's clock.
+            connection: a `sqlite3.Connection`, in its own thread; an `aiosqlite.Connection`; a session or a connection
+                of SQLAlchemy, sync or async, on either of the two. It must be on this storage's file, and in a
+                transaction, or one of those that begin one with their first write. It holds the file's only write
+                lock from then on until it is committed or rolled back: everybody's writes wait for it.
+        """
         if not jobs:
             return await _nothing(())
-        answers, woken = await self._write(lambda do: do.insert(jobs, rows.moment(now)))
+        if connection is not None:
+            run = await through(connection, self._database.path, self._dialect.statements)
+            answers, _ = await drive_through(insert(jobs, rows.moment(now)), run)
+            return answers  # its commit will be noticed, here too, as anybody else's
+        answers, woken = await self._write(lambda do: do.do(insert(jobs, rows.moment(now))))
         self._bell.ring(woken)
         return answers
 
@@ -161,15 +183,22 @@ class SQLiteStorage:
 
         return await self._write(work)
 
-    async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
+    async def extend(
+        self,
+        leases: Collection[Lease],
+        seconds: float,
+        *,
+        progress: Mapping[Lease, Progress] | None = None,
+        now: datetime | None = None,
+    ) -> Extension:
         """See `Storage.extend`."""
         asked = frozenset(leases)
         if not asked:
             return await _nothing(Extension(held=asked, lost=asked, cancel_requested=asked))
+        renewals = rows.array(rows.renewal_columns(lease, (progress or {}).get(lease)) for lease in asked)
 
         def work(do: Statements) -> Extension:
-            until = rows.moment(now) + rows.microseconds(seconds)
-            found = do.run("extend", leases=rows.array(map(rows.lease_columns, asked)), locked_until=until)
+            found = do.run("extend", leases=renewals, locked_until=rows.moment(now) + rows.microseconds(seconds))
             held = frozenset(map(rows.lease, found))
             cancel_requested = frozenset(rows.lease(row) for row in found if row["cancel_requested"])
             return Extension(held=held, lost=asked - held, cancel_requested=cancel_requested)
@@ -182,15 +211,14 @@ class SQLiteStorage:
         if not asked:
             return await _nothing(Settled(accepted=asked, lost=asked))
 
-        def work(do: Statements) -> tuple[Settled, set[str]]:
-            moment = rows.moment(now)
-            ended = do.settle([rows.settlement_columns(settlement, moment) for settlement in settlements], moment)
-            accepted = ended.keys() | do.settled_before(asked - ended.keys())
-            woken = {row["queue_name"] for row in ended.values() if rows.wakes(row, moment)}
-            return Settled(accepted=frozenset(accepted), lost=asked - accepted), woken
+        def work(do: Statements) -> tuple[Settled, set[UUID], set[str]]:
+            changed, woken = do.settle(settlements, rows.moment(now))
+            accepted = changed.keys() | do.settled_before(asked - changed.keys())
+            settled = Settled(accepted=frozenset(accepted), lost=asked - accepted)
+            return settled, rows.ended(changed.values()), woken
 
-        settled, woken = await self._write(work)
-        self._bell.ring(woken)
+        settled, ended, woken = await self._write(work)
+        self._tell(ended, woken)
         return settled
 
     # --- upkeep -------------------------------------------------------------------------------------
@@ -199,26 +227,28 @@ class SQLiteStorage:
         """See `Storage.maintain`."""
         limit = max(0, limit)  # to SQLite a negative one is none
 
-        def work(do: Statements) -> tuple[Upkeep, set[str]]:
+        def work(do: Statements) -> tuple[Upkeep, set[UUID], set[str]]:
             moment = rows.moment(now)
             columns = {**rows.failing_columns(moment), "limit": limit}
-            recovered = do.count("recover", **columns)
+            recovered = do.run("recover", **columns)
             buried = do.run("bury", **columns)
             do.write_dead_letters(buried, moment)
+            woken = do.follow_up([*recovered, *buried], moment)
             promoted = do.promote(limit, moment)
             due = do.next_due(None)
             upkeep = Upkeep(
-                recovered=recovered,
+                recovered=len(recovered),
                 buried=len(buried),
                 promoted=sum(promoted.values()),
                 pruned=do.prune(limit, retention, moment),
                 next_due_in=rows.until(due.values(), moment),
                 next_expiry_in=rows.until((row["expires_at"] for row in do.run("next_expiry")), moment),
             )
-            return upkeep, {*promoted}
+            return upkeep, rows.ended([*recovered, *buried]), woken.union(promoted)
 
-        upkeep, woken = await self._write(work)
-        self._bell.ring(woken)
+        upkeep, ended, woken = await self._write(work)
+        self._tell(ended, woken)
+        self._watches.forget()
         return upkeep
 
     # --- people -------------------------------------------------------------------------------------
@@ -228,11 +258,15 @@ class SQLiteStorage:
         if not job_ids:
             return await _nothing(dict[UUID, Status]())
 
-        def work(do: Statements) -> Mapping[UUID, Status]:
-            do.run("cancel", ids=rows.array(job_ids), now=rows.moment(now))
-            return do.statuses(job_ids)
+        def work(do: Statements) -> tuple[Mapping[UUID, Status], set[UUID], set[str]]:
+            moment = rows.moment(now)
+            changed = do.run("cancel", ids=rows.array(job_ids), now=moment)
+            woken = do.follow_up(changed, moment)
+            return do.statuses(job_ids), rows.ended(changed), woken
 
-        return await self._write(work)
+        statuses, ended, woken = await self._write(work)
+        self._tell(ended, woken)
+        return statuses
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
         """See `Storage.retry`."""
@@ -248,6 +282,22 @@ class SQLiteStorage:
             return await _nothing(dict[UUID, JobRecord]())
         records = await self._read(lambda do: [*map(rows.record, do.run("find", ids=rows.array(job_ids)))])
         return {record.id: record for record in records}
+
+    async def watch(
+        self, job_ids: Collection[UUID], *, watcher: str | None = None, over: Collection[UUID] = ()
+    ) -> Mapping[UUID, End | None]:
+        """See `Storage.watch`. What other processes end wakes all listeners, whether they watch or not."""
+        asked = frozenset(job_ids)
+        if watcher is not None:
+            self._watches.drop(over, watcher)
+            self._watches.add(asked, watcher)  # before the read: what ends after it is heard of
+        if not asked:
+            return await _nothing(dict[UUID, End | None]())
+        found = await self._read(lambda do: do.run("watch", ids=rows.array(asked)))
+        ends = {UUID(row["id"]): rows.end(row) for row in found}
+        if watcher is not None:
+            self._watches.drop([job_id for job_id in asked if ends.get(job_id, _GONE) is not None], watcher)
+        return ends
 
     async def list(self, where: JobFilter, limit: int, *, before: UUID | None = None) -> Sequence[JobRecord]:
         """See `Storage.list`."""
@@ -276,6 +326,10 @@ class SQLiteStorage:
         """See `Storage.listen`. Commits of other processes are heard a quarter of a second later at most."""
         async with self._bell.listen(queues) as listener:
             yield listener
+
+    def _tell(self, ended: Collection[UUID], woken: Collection[str]) -> None:
+        """Wake, after the commit, who listens to these queues or watches one of these jobs."""
+        self._bell.ring(self._watches.end(ended).union(woken))
 
     async def _look(self) -> None:
         await self._database.look()
