@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from inspect import getmembers, isfunction
@@ -22,6 +22,7 @@ from creche._job import (
     JobRecord,
     Lease,
     NewJob,
+    Progress,
     Reservation,
     Settled,
     Settlement,
@@ -79,38 +80,59 @@ class IgnoresTheOrderOfQueues(MemoryStorage):
 class PadsNames(MemoryStorage):
     """A collation that ignores trailing blanks."""
 
-    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
-        return await super().insert([evolve(job, queue_name=job.queue_name.rstrip()) for job in jobs], now=now)
+    async def insert(
+        self, jobs: Sequence[NewJob], *, now: datetime | None = None, connection: object = None
+    ) -> Sequence[Insertion]:
+        return await super().insert(
+            [evolve(job, queue_name=job.queue_name.rstrip()) for job in jobs], now=now, connection=connection
+        )
 
 
 class FoldsPayloads(MemoryStorage):
     """A column type that understands JSON."""
 
-    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
-        return await super().insert([evolve(job, payload=job.payload.strip()) for job in jobs], now=now)
+    async def insert(
+        self, jobs: Sequence[NewJob], *, now: datetime | None = None, connection: object = None
+    ) -> Sequence[Insertion]:
+        return await super().insert(
+            [evolve(job, payload=job.payload.strip()) for job in jobs], now=now, connection=connection
+        )
 
 
 class LooksThenInserts(MemoryStorage):
     """Single flight by asking first."""
 
-    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
+    async def insert(
+        self, jobs: Sequence[NewJob], *, now: datetime | None = None, connection: object = None
+    ) -> Sequence[Insertion]:
         free = [self._flying(job.fingerprint, self._moment(now)) is None for job in jobs]
         await anyio.lowlevel.checkpoint()
         return await super().insert(
-            [evolve(job, fingerprint=None) if alone else job for job, alone in zip(jobs, free, strict=True)], now=now
+            [evolve(job, fingerprint=None) if alone else job for job, alone in zip(jobs, free, strict=True)],
+            now=now,
+            connection=connection,
         )
 
 
 class LosesSeconds(MemoryStorage):
     """A column without microseconds."""
 
-    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
-        return await super().insert(jobs, now=now and now.replace(microsecond=0))
+    async def insert(
+        self, jobs: Sequence[NewJob], *, now: datetime | None = None, connection: object = None
+    ) -> Sequence[Insertion]:
+        return await super().insert(jobs, now=now and now.replace(microsecond=0), connection=connection)
 
 
 class ShortensLeases(MemoryStorage):
-    async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
-        answer = await super().extend(leases, seconds, now=now)
+    async def extend(
+        self,
+        leases: Collection[Lease],
+        seconds: float,
+        *,
+        progress: Mapping[Lease, Progress] | None = None,
+        now: datetime | None = None,
+    ) -> Extension:
+        answer = await super().extend(leases, seconds, progress=progress, now=now)
         for lease in answer.held:
             self._rows[lease.job_id].change(locked_until=(now or self._now()) + timedelta(seconds=seconds))
         return answer

@@ -15,6 +15,7 @@ from creche._job import (
     DELAY_LIMIT,
     Event,
     Failure,
+    FollowUp,
     Insertion,
     JobFilter,
     JobRecord,
@@ -111,6 +112,20 @@ class Suite:
             yield unopened
 
     @pytest.fixture
+    def second(self, storage: Storage) -> Storage:
+        """A second storage on the same jobs, not open. (Not async: what skips in a task would end the tests' task.)"""
+        second = self.open_another(storage)
+        if second is None:
+            pytest.skip("`open_another` gives no second storage on the same jobs")
+        return second
+
+    @pytest.fixture
+    async def another(self, second: Storage) -> AsyncIterator[Storage]:
+        """A second storage on the same jobs, open."""
+        async with second:
+            yield second
+
+    @pytest.fixture
     def wakeful(self, storage: Storage) -> Storage:
         """A storage that declares that it listens."""
         if not storage.capabilities.listen:
@@ -126,12 +141,21 @@ def at(seconds: float) -> datetime:
     return T0 + timedelta(seconds=seconds)
 
 
+def draw_id() -> UUID:
+    """Return a job's id of which no recovery makes the job due at once: one in 65,536 does, so once a year a test."""
+    return UUID(int=new_job_id().int | 0x0001_0001_0001)
+
+
 def new_job(**options: Any) -> NewJob:
     """Return a job like any other, but for `options`."""
-    # An id of which no recovery makes a job due at once, as it does with one in 65,536: tests would fail once a year.
-    job_id = UUID(int=new_job_id().int | 0x0001_0001_0001)
-    defaults: dict[str, Any] = {"id": job_id, "type": "work", "payload": b"{}"}
+    defaults: dict[str, Any] = {"id": draw_id(), "type": "work", "payload": b"{}"}
     return NewJob(**{**defaults, **options})
+
+
+def follow_up(**options: Any) -> FollowUp:
+    """Return a callback like any other, but for `options`: it runs in the queue `after`, when a job has succeeded."""
+    defaults: dict[str, Any] = {"id": draw_id(), "type": "follow", "queue_name": "after", "head": "{}"}
+    return FollowUp(**{**defaults, **options})
 
 
 async def add(storage: Storage, *, now: datetime = T0, **options: Any) -> UUID:
@@ -213,6 +237,11 @@ async def lapse(storage: Storage, *, now: datetime) -> datetime:
 async def row(storage: Storage, job_id: UUID) -> JobRecord:
     """Return one job's row, which must exist."""
     return (await storage.find([job_id]))[job_id]
+
+
+async def written(storage: Storage, callbacks: Collection[FollowUp]) -> set[UUID]:
+    """Return the ids of those callbacks that are jobs already."""
+    return set(await storage.find([each.id for each in callbacks]))
 
 
 async def everything(storage: Storage) -> tuple[object, ...]:

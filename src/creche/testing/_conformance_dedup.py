@@ -27,6 +27,7 @@ from creche.testing._conformance_base import (
     new_job,
     row,
     settle,
+    take,
 )
 
 PRINT = b"\x00" * 31 + b"\xff"
@@ -264,3 +265,128 @@ class FingerprintConformance(Suite):
             inserted[job.fingerprint] += answer.inserted
         assert all(len(ids) == 1 for ids in winners.values())
         assert set(inserted.values()) == {1}
+
+
+class RefreshConformance(Suite):
+    """Dispatches that want a new result."""
+
+    async def test_a_fresh_result_does_not_answer_a_refresh(self, storage: Storage) -> None:
+        old = await bring(storage, Status.COMPLETED, fingerprint=PRINT, result_ttl=60.0)
+        before = await row(storage, old.job_id)
+        answer = await ask(storage, fingerprint=PRINT, refresh=True, result_ttl=60.0, now=at(1))
+        assert answer == Insertion(
+            job_id=answer.job_id, status=Status.PENDING, inserted=True, fingerprint=PRINT, result=None
+        )
+        assert answer.job_id != old.job_id
+        assert await row(storage, old.job_id) == before
+
+    @pytest.mark.parametrize("status", [Status.PENDING, Status.SCHEDULED, Status.PROCESSING])
+    async def test_an_active_job_answers_a_refresh(self, storage: Storage, status: Status) -> None:
+        lease = await bring(storage, status, fingerprint=PRINT, result_ttl=60.0)
+        before = await everything(storage)
+        assert await ask(storage, fingerprint=PRINT, refresh=True, now=at(1)) == Insertion(
+            job_id=lease.job_id, status=status, inserted=False, fingerprint=PRINT
+        )
+        assert await everything(storage) == before
+
+    async def test_a_refresh_of_nothing_inserts(self, storage: Storage) -> None:
+        first = await ask(storage, fingerprint=PRINT, refresh=True)
+        assert first.inserted
+        assert (await ask(storage, fingerprint=PRINT)).job_id == first.job_id
+        assert (await ask(storage, refresh=True)).inserted
+
+    async def test_a_stale_result_does_not_answer_a_refresh(self, storage: Storage) -> None:
+        await bring(storage, Status.COMPLETED, fingerprint=PRINT, result_ttl=60.0)
+        assert (await ask(storage, fingerprint=PRINT, refresh=True, now=at(60))).inserted
+
+    async def test_after_a_refresh_the_new_job_answers_and_then_its_result_does(self, storage: Storage) -> None:
+        old = await bring(storage, Status.COMPLETED, fingerprint=PRINT, result_ttl=600.0)
+        new = await ask(storage, fingerprint=PRINT, refresh=True, result_ttl=60.0, queue_name="new", now=at(1))
+        for refresh in (False, True):
+            joined = await ask(storage, fingerprint=PRINT, refresh=refresh, now=at(2))
+            assert (joined.job_id, joined.status, joined.result) == (new.job_id, Status.PENDING, None)
+        lease = (await take(storage, queues=["new"], now=at(3))).lease
+        assert await settle(storage, lease, Event.SUCCEED, result=b'"new"', now=at(3))
+        answer = await ask(storage, fingerprint=PRINT, now=at(4))
+        assert answer == Insertion(
+            job_id=new.job_id, status=Status.COMPLETED, inserted=False, fingerprint=PRINT, result=b'"new"'
+        )
+        again = await ask(storage, fingerprint=PRINT, refresh=True, now=at(5))
+        assert again.inserted
+        assert again.job_id not in {old.job_id, new.job_id}
+
+    @pytest.mark.parametrize("event", [Event.FAIL, Event.ABORT])
+    async def test_after_a_refresh_that_failed_the_old_result_does_not_come_back(
+        self, storage: Storage, event: Event
+    ) -> None:
+        await bring(storage, Status.COMPLETED, fingerprint=PRINT, result_ttl=600.0)
+        new = await ask(storage, fingerprint=PRINT, refresh=True, queue_name="new")
+        lease = (await take(storage, queues=["new"])).lease
+        await settle(storage, lease, event, **SETTLES_WITH[event])
+        plain = await ask(storage, fingerprint=PRINT, now=at(1))
+        assert plain.inserted
+        assert plain.job_id != new.job_id
+
+    async def test_a_refresh_that_is_sent_twice_inserts_once(self, storage: Storage) -> None:
+        await bring(storage, Status.COMPLETED, fingerprint=PRINT, result_ttl=600.0)
+        job = new_job(fingerprint=PRINT, refresh=True, result_ttl=600.0, queue_name="new")
+        first = await storage.insert([job], now=T0)
+        assert await storage.insert([job], now=at(1)) == first
+        lease = (await take(storage, queues=["new"])).lease
+        await settle(storage, lease, Event.SUCCEED, result=b"2", now=at(2))
+        before = await everything(storage)
+        (again,) = await storage.insert([job], now=at(3))
+        assert (again.job_id, again.inserted, again.result) == (job.id, True, b"2")
+        assert await everything(storage) == before
+        assert (await ask(storage, fingerprint=PRINT, now=at(4))).job_id == job.id
+
+    async def test_a_key_answers_a_refresh_too(self, storage: Storage) -> None:
+        old = await bring(
+            storage, Status.COMPLETED, queue_name="q", idempotency_key="k", fingerprint=PRINT, result_ttl=60.0
+        )
+        answer = await ask(storage, queue_name="q", idempotency_key="k", fingerprint=PRINT, refresh=True)
+        assert (answer.job_id, answer.inserted, answer.status) == (old.job_id, False, Status.COMPLETED)
+        assert (await ask(storage, fingerprint=PRINT)).job_id == old.job_id
+
+    async def test_a_refresh_concerns_no_other_fingerprint(self, storage: Storage) -> None:
+        await bring(storage, Status.COMPLETED, fingerprint=PRINT, result_ttl=60.0)
+        other = await bring(storage, Status.COMPLETED, fingerprint=OTHER_PRINT, result_ttl=60.0)
+        assert (await ask(storage, fingerprint=PRINT, refresh=True)).inserted
+        assert (await ask(storage, fingerprint=OTHER_PRINT)).job_id == other.job_id
+
+    async def test_a_job_whose_result_was_refreshed_is_pruned_as_if_it_had_not_been(self, storage: Storage) -> None:
+        old = await bring(storage, Status.COMPLETED, fingerprint=PRINT, result_ttl=60.0)
+        await ask(storage, fingerprint=PRINT, refresh=True)
+        await maintain(storage, retention=Retention(completed=10), now=at(59))
+        assert (await row(storage, old.job_id)).result_expires_at == at(60)
+        await maintain(storage, retention=Retention(completed=10), now=at(60))
+        assert old.job_id not in await storage.find([old.job_id])
+
+    async def test_in_one_batch_a_refresh_lets_go_for_those_that_come_after_it(self, storage: Storage) -> None:
+        old = await bring(storage, Status.COMPLETED, fingerprint=PRINT, result_ttl=60.0)
+        jobs = [new_job(fingerprint=PRINT, refresh=refresh) for refresh in (False, True, False, True)]
+        answers = await storage.insert(jobs, now=at(1))
+        new = jobs[1].id
+        assert [(answer.job_id, answer.inserted) for answer in answers] == [
+            (old.job_id, False),
+            (new, True),
+            (new, False),
+            (new, False),
+        ]
+
+    async def test_of_many_callers_that_refresh_exactly_one_inserts(self, storage: Storage) -> None:
+        old = await bring(storage, Status.COMPLETED, fingerprint=PRINT, result_ttl=600.0)
+        answered = await _at_once(storage, [[new_job(fingerprint=PRINT, refresh=True)] for _ in range(CALLERS)])
+        (winner,) = [job for job, answer in answered if answer.inserted]
+        assert {answer.job_id for _, answer in answered} == {winner.id}
+        assert len(answered) == CALLERS
+        assert {record.id for record in await storage.list(JobFilter(), 10)} == {winner.id, old.job_id}
+
+    async def test_those_who_refresh_and_those_who_do_not_never_share_two_new_jobs(self, storage: Storage) -> None:
+        old = await bring(storage, Status.COMPLETED, fingerprint=PRINT, result_ttl=600.0)
+        jobs = [new_job(fingerprint=PRINT, refresh=number % 3 == 0) for number in range(CALLERS)]
+        answered = await _at_once(storage, [[job] for job in jobs])
+        (winner,) = [job for job, answer in answered if answer.inserted]
+        assert winner.refresh
+        assert {answer.job_id for job, answer in answered if job.refresh} == {winner.id}
+        assert {answer.job_id for job, answer in answered if not job.refresh} <= {winner.id, old.job_id}

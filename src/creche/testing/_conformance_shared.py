@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-import pytest
 from anyio import create_task_group
 
 from creche._job import Event, Insertion, JobFilter, ReservedJob, Status
@@ -29,20 +26,6 @@ from creche.testing._conformance_listen import hear
 
 class SharedConformance(Suite):
     """Two storages on the same jobs, if `open_another` makes a second one."""
-
-    @pytest.fixture
-    def second(self, storage: Storage) -> Storage:
-        """A second storage on the same jobs, not open. (Not async: what skips in a task would end the tests' task.)"""
-        second = self.open_another(storage)
-        if second is None:
-            pytest.skip("`open_another` gives no second storage on the same jobs")
-        return second
-
-    @pytest.fixture
-    async def another(self, second: Storage) -> AsyncIterator[Storage]:
-        """A second storage on the same jobs, open."""
-        async with second:
-            yield second
 
     async def test_what_one_writes_the_other_sees(self, storage: Storage, another: Storage) -> None:
         job_id = await add(storage, queue_name="q")

@@ -5,8 +5,10 @@ The parts stand in modules of their own, one for each thing that a storage does.
 
 from __future__ import annotations
 
+from creche.testing._conformance_callback_texts import CallbackTextConformance
+from creche.testing._conformance_callbacks import CallbackConformance, CallbackWakeConformance
 from creche.testing._conformance_cancellation import CancellationConformance, LifecycleConformance
-from creche.testing._conformance_dedup import FingerprintConformance, KeyConformance
+from creche.testing._conformance_dedup import FingerprintConformance, KeyConformance, RefreshConformance
 from creche.testing._conformance_insert import InsertConformance
 from creche.testing._conformance_listen import ListenConformance, SilenceConformance
 from creche.testing._conformance_maintain import PromoteConformance, PruneConformance, RecoverConformance
@@ -15,6 +17,7 @@ from creche.testing._conformance_reserve import ExtendConformance, ReserveConfor
 from creche.testing._conformance_settle import FencingConformance, SettleConformance
 from creche.testing._conformance_shared import SharedConformance
 from creche.testing._conformance_table import TableConformance
+from creche.testing._conformance_watch import WatchConformance, WatchWakeConformance
 
 __all__ = ["StorageConformance"]
 
@@ -23,6 +26,7 @@ class StorageConformance(
     InsertConformance,
     KeyConformance,
     FingerprintConformance,
+    RefreshConformance,
     ReserveConformance,
     ExtendConformance,
     SettleConformance,
@@ -37,6 +41,11 @@ class StorageConformance(
     ListenConformance,
     SilenceConformance,
     SharedConformance,
+    CallbackConformance,
+    CallbackTextConformance,
+    CallbackWakeConformance,
+    WatchConformance,
+    WatchWakeConformance,
     CancellationConformance,
     LifecycleConformance,
 ):
