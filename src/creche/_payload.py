@@ -5,12 +5,16 @@ Payloads, results and error texts pass through here before anything is written. 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import traceback
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterable
+from datetime import date, datetime, time, timedelta
+from operator import is_
+from types import NoneType, TracebackType
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 
@@ -22,6 +26,8 @@ MAX_RESULT: Final = 1 << 20
 MAX_ERROR: Final = 8 << 10
 _MACHINERY: Final = frozenset({"creche", "anyio", "trio", "outcome", "asyncio"})
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
+_ORDERED: Final = frozenset({str, int, float, bool, bytes, datetime, date, time, timedelta, UUID})
+_LEAVES: Final = _ORDERED | {NoneType}
 
 
 class Refused(Exception):
@@ -64,18 +70,72 @@ class JSONSerializer:
 def to_plain(value: object) -> Any:
     """Return `value` as dicts, lists, strings, numbers, booleans and None that every engine keeps unchanged.
 
+    Equal values become equal: dicts have their keys in order, and so have sets their items.
+
     Raises:
         Refused: it holds NaN, an infinity, a NUL, a lone surrogate, an integer beyond 64 bits, or more levels
             than MAX_DEPTH; or it is of a type that JSON has no form for.
     """
     try:
-        plain = msgspec.to_builtins(value, str_keys=True, order="deterministic")
+        plain = msgspec.to_builtins(_settled(value), str_keys=True, order="deterministic")
     except RecursionError:
         raise Refused("it contains itself, or has far too many levels") from None
     except (TypeError, ValueError, OverflowError, UnicodeError) as error:
         raise Refused(str(error)) from None
     _check(plain, 0)
     return plain
+
+
+def _settled(value: Any) -> Any:
+    """Return `value`, with lists for those sets whose items have no order of their own.
+
+    msgspec sorts a set's items by `<`, which enums and objects lack, and which is no order between sets: theirs would
+    change with every process.
+    """
+    kind: Any = value.__class__
+    if kind in _LEAVES:
+        return value
+    if issubclass(kind, set | frozenset):
+        kinds = {each.__class__ for each in value}
+        if len(kinds) < 2 and kinds <= _ORDERED:
+            return value
+        return sorted(map(to_plain, value), key=canonical)
+    if issubclass(kind, dict):
+        if len({key.__class__ for key in value}) > 1 and len(_keys(value)) < len(value):
+            raise Refused("two keys that are one text in JSON, such as 1 and '1'")
+        parts = _settled_parts(value.values())
+        return value if all(map(is_, parts, value.values())) else dict(zip(value, parts, strict=True))
+    if issubclass(kind, list | tuple):
+        parts = _settled_parts(value)
+        return value if all(map(is_, parts, value)) else parts
+    return _settled_object(value, kind)
+
+
+def _settled_parts(values: Iterable[Any]) -> list[Any]:
+    return [each if each.__class__ in _LEAVES else _settled(each) for each in values]
+
+
+def _settled_object(value: Any, kind: Any) -> Any:
+    if hasattr(kind, "__struct_fields__"):
+        names, put = kind.__struct_fields__, msgspec.structs.force_setattr
+    elif hasattr(kind, "__attrs_attrs__"):
+        names, put = [each.name for each in kind.__attrs_attrs__], object.__setattr__
+    else:
+        names, put = list(getattr(kind, "__dataclass_fields__", ())), object.__setattr__
+    held = [getattr(value, name, None) for name in names]
+    parts = _settled_parts(held)
+    if all(map(is_, parts, held)):
+        return value
+    value = copy.copy(value)
+    for name, before, part in zip(names, held, parts, strict=True):
+        if part is not before:
+            put(value, name, part)
+    return value
+
+
+def _keys(value: dict[Any, Any]) -> dict[str, None]:
+    keys: dict[str, None] = msgspec.to_builtins(dict.fromkeys(value), str_keys=True)
+    return keys
 
 
 def canonical(plain: object) -> bytes:
