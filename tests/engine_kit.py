@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import anyio
 from trio.testing import MockClock
 
 from creche._job import (
+    End,
     Extension,
     Lease,
+    Progress,
     Reservation,
     Retention,
     Settled,
     Settlement,
     Upkeep,
 )
+from creche.abc import Transaction
 from creche.errors import StorageUnavailable
 from creche.storage.memory import MemoryStorage
 
@@ -73,9 +78,32 @@ class Faulty(MemoryStorage):
         await self._after("reserve")
         return answer
 
-    async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
+    async def watch(
+        self, job_ids: Collection[UUID], *, watcher: str | None = None, over: Collection[UUID] = ()
+    ) -> Mapping[UUID, End | None]:
+        await self._before("watch")
+        answer = await super().watch(job_ids, watcher=watcher, over=over)
+        await self._after("watch")
+        return answer
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Transaction]:
+        await self._before("begin")
+        async with super().transaction() as transaction:
+            yield transaction
+            await self._before("commit")
+        await self._after("commit")
+
+    async def extend(
+        self,
+        leases: Collection[Lease],
+        seconds: float,
+        *,
+        progress: Mapping[Lease, Progress] | None = None,
+        now: datetime | None = None,
+    ) -> Extension:
         await self._before("extend")
-        answer = await super().extend(leases, seconds, now=now)
+        answer = await super().extend(leases, seconds, progress=progress, now=now)
         await self._after("extend")
         return answer
 

@@ -2,8 +2,9 @@
 
 from creche._attempt import Job, current_job
 from creche._backoff import ExponentialBackoff
+from creche._callbacks import Callback
 from creche._calls import Call
-from creche._job import Retention, Status
+from creche._job import Origin, Progress, Retention, Status
 from creche._payload import JSONSerializer
 from creche._queue import Queue
 from creche._receipt import Receipt
@@ -18,6 +19,7 @@ from creche.errors import (
     LeaseLost,
     MissingExtra,
     NoCurrentJob,
+    NotCommitted,
     OptionInvalid,
     PayloadInvalid,
     QueueNotOpen,
@@ -37,6 +39,7 @@ from creche.errors import (
 __all__ = [
     "AsyncTask",
     "Call",
+    "Callback",
     "CrecheError",
     "Discard",
     "ExponentialBackoff",
@@ -48,8 +51,11 @@ __all__ = [
     "LeaseLost",
     "MissingExtra",
     "NoCurrentJob",
+    "NotCommitted",
     "OptionInvalid",
+    "Origin",
     "PayloadInvalid",
+    "Progress",
     "Queue",
     "QueueNotOpen",
     "Receipt",

@@ -5,8 +5,10 @@ It reserves nothing and writes nothing; the settler does the writing.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, Final, Protocol, cast
@@ -17,13 +19,37 @@ import anyio.lowlevel
 from anyio import get_cancelled_exc_class
 from attrs import frozen
 
-from creche._job import Lease, check_seconds
+from creche._calls import encode_result
+from creche._job import (
+    MESSAGE_LIMIT,
+    Event,
+    Lease,
+    Origin,
+    Progress,
+    Settlement,
+    check_fraction,
+    check_seconds,
+)
 from creche._leases import Held, Verdict
 from creche._lifecycle import Aborted, Discarded, Failed, Outcome, Released, Snoozed, Succeeded
-from creche._patience import ANSWER, answered_within
-from creche._payload import Refused, describe
-from creche.abc import Backoff, Serializer, Storage
-from creche.errors import Discard, LeaseLost, NoCurrentJob, PayloadInvalid, Retry, Snooze
+from creche._patience import ANSWER, Patience, answered_within
+from creche._payload import MAX_RESULT, Refused, clean, describe
+from creche.abc import Backoff, Serializer, Storage, Transaction
+from creche.errors import (
+    Discard,
+    LeaseLost,
+    NoCurrentJob,
+    OptionInvalid,
+    PayloadInvalid,
+    Retry,
+    Snooze,
+    StorageUnavailable,
+    UsageError,
+)
+
+_log = logging.getLogger("creche")
+
+_NO_RESULT: Final = b"null"
 
 _current: ContextVar[Job] = ContextVar("creche_current_job")
 
@@ -34,11 +60,12 @@ class Job:
     A handler gets it by annotating its first parameter `Job`, or from `current_job()`.
     """
 
-    def __init__(self, held: Held, *, storage: Storage, serializer: Serializer, margin: float) -> None:
+    def __init__(self, held: Held, desk: Desk) -> None:
         self._held = held
-        self._storage = storage
-        self._serializer = serializer
-        self._margin = margin
+        self._desk = desk
+        self._started = anyio.current_time()
+        self._transacting = False
+        self._result: bytes | None = None
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.type!r}, attempt {self.attempt} of {self.max_attempts}>"
@@ -79,6 +106,13 @@ class Job:
         return self._held.job.created_at
 
     @property
+    def origin(self) -> Origin | None:
+        """The job whose end this one follows, if it is a callback: its id, type, queue, status, and its last error if
+        it failed. Not to be taken for this job itself, which has attempts of its own.
+        """
+        return self._held.job.origin
+
+    @property
     def lease(self) -> Lease:
         """The right under which this attempt runs."""
         return self._held.lease
@@ -104,7 +138,7 @@ class Job:
             PayloadInvalid: they don't fit; left alone, it fails the attempt.
         """
         try:
-            return self._serializer.decode(self._held.job.payload, type)
+            return self._desk.serializer.decode(self._held.job.payload, type)
         except Refused as refused:
             raise PayloadInvalid(refused.reason, path=refused.path, type=self.type) from None
 
@@ -118,11 +152,138 @@ class Job:
         seconds = check_seconds("seconds", seconds, positive=True)
         sent = anyio.current_time()
         with answered_within(ANSWER, "an extension"):
-            extension = await self._storage.extend([self.lease], seconds)
+            extension = await self._desk.storage.extend([self.lease], seconds)
         if self.lease in extension.lost:
             self._held.revoke(Verdict.LOST)
             raise LeaseLost(self.id)
-        self._held.postpone(sent + seconds - self._margin)
+        self._held.postpone(sent + seconds - self._desk.margin)
+
+    async def progress(self, fraction: float, message: str = "") -> None:
+        """Say how far this attempt has come. It is written a moment later, at most once a second, and the last word
+        counts; so it may be called as often as there is something to say. A checkpoint.
+
+        Args:
+            fraction: from 0 to 1.
+            message: for people; at most 500 characters are kept.
+
+        Raises:
+            LeaseLost: somebody else may have the job; stop.
+        """
+        news = Progress(fraction=check_fraction("fraction", fraction), message=_message(message))
+        await anyio.lowlevel.checkpoint()
+        if self._held.verdict is Verdict.LOST:
+            raise LeaseLost(self.id)
+        if not self._held.settled:
+            self._desk.reported(self._held, news)
+
+    # --- a transaction of the handler's own, which ends the attempt ---------------------------------
+
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """Write, and end this attempt, in one transaction of the queue's own database: exactly once, whatever crashes.
+
+        ```python
+        async with job.transaction() as connection:
+            await connection.execute("INSERT INTO invoices …", …)
+            job.set_result({"invoice": 17})  # the job's result, None without it
+        ```
+
+        When the block is left, the job is completed, and both are committed together; its callbacks, too. Left by an
+        exception, or cancelled, nothing of it stays and the attempt goes on (and fails, if nobody catches). What the
+        handler does afterwards changes nothing about the job. A job has one such transaction.
+
+        Returns:
+            The connection: psycopg's own on PostgreSQL; on MySQL and SQLite one with `execute(sql, parameters)`, which
+            returns a cursor with `fetchone`, `fetchall`, `rowcount` and `lastrowid`. Send neither COMMIT nor ROLLBACK
+            through it. What it raises is the driver's.
+
+        Raises:
+            LeaseLost: another worker may have the job: everything was rolled back.
+            StorageUnavailable: no connection, or it broke: everything was rolled back. If the commit's own answer was
+                lost, this waits until its outcome is known.
+            UsageError: there was one already, or one is open.
+        """
+        return self._transaction()
+
+    def set_result(self, result: object) -> None:
+        """Give the job's result, within the block of `transaction`: it ends before the handler returns.
+
+        Raises:
+            ResultInvalid: it can't be stored.
+            UsageError: there is no such block here: return the result.
+        """
+        if not self._transacting:
+            raise UsageError("a result is given inside of `async with job.transaction()`: elsewhere, return it")
+        self._result = encode_result(self._desk.serializer, result, self.type, self._desk.result_limit)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncGenerator[Any]:
+        if self._transacting or self._held.settled:
+            raise UsageError(f"{self!r} has its transaction already: it ends the attempt, so there is one")
+        held = self._held
+        self._transacting, self._result = True, None
+        try:
+            async with self._desk.storage.transaction() as transaction:
+                yield transaction.connection
+                held.settling = True
+                await self._settle_in(transaction)
+        except StorageUnavailable:
+            if not held.settling or not await self._was_committed():
+                raise
+        finally:
+            self._transacting = held.settling = False
+        self._desk.committed(held, anyio.current_time() - self._started)
+
+    def _success(self) -> Settlement:
+        return Settlement(lease=self.lease, event=Event.SUCCEED, result=self._result or _NO_RESULT)
+
+    async def _settle_in(self, transaction: Transaction) -> None:
+        with answered_within(ANSWER, "a settle"):
+            accepted = await transaction.settle(self._success())
+        if not accepted:
+            self._held.revoke(Verdict.LOST)
+            raise LeaseLost(self.id)
+
+    async def _was_committed(self) -> bool:
+        """Find out what became of a commit that was not answered. The lease's deadline ends this, if nothing else does.
+
+        To extend the lease waits for the row, and so until that transaction is over. If the lease is still held, it was
+        rolled back. If not, this attempt's own settle is known to the storage, or somebody else has the job.
+        """
+        patience = Patience(f"job {self.id}", longest=1.0)
+        while True:
+            try:
+                with answered_within(ANSWER, "an extension"):
+                    extension = await self._desk.storage.extend([self.lease], 1.0)
+                if self.lease in extension.held:
+                    return False
+                with answered_within(ANSWER, "a settle"):
+                    settled = await self._desk.storage.settle([self._success()])
+            except StorageUnavailable as error:
+                await patience.after(error)
+                continue
+            if self.lease in settled.lost:
+                self._held.revoke(Verdict.LOST)
+                raise LeaseLost(self.id)
+            return True
+
+    def afterthought(self, outcome: Outcome | None) -> None:
+        """The handler is over, after its transaction had ended the job: tell the operator what came too late."""
+        match outcome:
+            case Failed(error=error) | Discarded(error=error):
+                what = f"raised {error.type}: {error.message}\n{error.traceback}"
+            case Snoozed():
+                what = "asked for another time"
+            case Succeeded(result=result) if result != _NO_RESULT and self._result is None:
+                what = "returned a result, which is not kept: give it with `job.set_result(…)` inside of the block"
+            case _:
+                return
+        _log.error("job %s %r was completed by its own transaction; its handler then %s", self.id, self.type, what)
+
+
+def _message(message: object) -> str:
+    if not isinstance(message, str):
+        raise OptionInvalid("message", message, "a string")
+    return clean(message[:MESSAGE_LIMIT])
 
 
 def current_job() -> Job:
@@ -161,28 +322,45 @@ class Result:
     seconds: float
 
 
+@frozen(kw_only=True)
+class Desk:
+    """What a handler's `Job` asks, and tells.
+
+    Attributes:
+        storage: for handlers that extend their own lease, or end their attempt themselves.
+        serializer: for handlers that read their payload by hand.
+        result_limit: bytes of JSON that a result may have.
+        margin: seconds by which our deadline comes before the database's.
+        reported: called with what a handler says of its progress.
+        committed: called when a handler's own transaction has ended its attempt, with the seconds that it took.
+    """
+
+    storage: Storage
+    serializer: Serializer
+    result_limit: int = MAX_RESULT
+    margin: float
+    reported: Callable[[Held, Progress], None]
+    committed: Callable[[Held, float], None]
+
+
 class Runner:
     """Runs attempts.
 
     Args:
         handlers: what to call.
-        storage: for handlers that extend their own lease.
-        serializer: for handlers that read their payload by hand.
-        margin: seconds by which our deadline comes before the database's.
+        desk: for the `Job` that handlers see.
     """
 
-    def __init__(self, handlers: Handlers, *, storage: Storage, serializer: Serializer, margin: float) -> None:
+    def __init__(self, handlers: Handlers, desk: Desk) -> None:
         self._handlers = handlers
-        self._storage = storage
-        self._serializer = serializer
-        self._margin = margin
+        self._desk = desk
 
     async def run(self, held: Held, ended: Callable[[Result], None]) -> None:
         """Run one attempt inside its lease, and tell how it ended.
 
         Cancelled from outside, the attempt ends as released, and the cancellation goes on.
         """
-        job = Job(held, storage=self._storage, serializer=self._serializer, margin=self._margin)
+        job = Job(held, self._desk)
         token = _current.set(job)
         start: Final = anyio.current_time()
         outcome: Outcome | None = Released()
@@ -190,7 +368,10 @@ class Runner:
             outcome = await _inside_lease(held, lambda: self._handlers.call(job, held.job.payload))
         finally:
             _current.reset(token)
-            ended(Result(outcome=outcome, seconds=anyio.current_time() - start))
+            if held.settled:
+                job.afterthought(outcome)
+            else:
+                ended(Result(outcome=outcome, seconds=anyio.current_time() - start))
 
 
 async def _inside_lease(held: Held, call: Callable[[], Coroutine[Any, Any, bytes]]) -> Outcome | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, Generic, TypeVar
 
+import msgspec
 from attrs import evolve, field, fields, frozen
 
+from creche._callbacks import Callbacks, Chain, Recipe, check_callbacks
 from creche._job import (
     DEFAULT_MAX_ATTEMPTS,
     DEFAULT_QUEUE,
     KEY_LIMIT,
     MAX_ATTEMPTS_LIMIT,
     PRIORITY_LIMIT,
+    On,
     check_aware,
     check_boolean,
     check_integer,
@@ -38,6 +42,9 @@ class Options:
     idempotency_key: str | None = None
     result_ttl: float | None = None
     unique: bool | None = None
+    refresh: bool | None = None
+    callbacks: tuple[Chain, ...] | None = None
+    connection: Any = field(default=None, repr=False, eq=False)
 
     def over(self, base: Options) -> Options:
         """Return these options, with those of `base` where these say nothing."""
@@ -65,6 +72,9 @@ def make_options(
     idempotency_key: str | None = None,
     result_ttl: float | timedelta | None = None,
     unique: bool | None = None,
+    refresh: bool | None = None,
+    callbacks: Callbacks | None = None,
+    connection: Any = None,
 ) -> Options:
     """Check options and return them; raise OptionInvalid for one that makes no sense."""
     if delay is not None and available_at is not None:
@@ -82,6 +92,9 @@ def make_options(
         idempotency_key=None if idempotency_key is None else check_name("idempotency_key", idempotency_key, KEY_LIMIT),
         result_ttl=None if result_ttl is None else seconds("result_ttl", result_ttl),
         unique=None if unique is None else check_boolean("unique", unique),
+        refresh=None if refresh is None else check_boolean("refresh", refresh),
+        callbacks=None if callbacks is None else check_callbacks(callbacks),
+        connection=connection,
     )
 
 
@@ -110,6 +123,50 @@ class Call(Generic[R_co]):
         """What the handler's result is decoded as."""
         return self._returns
 
+    def recipe(self, on: On | None, arguments: Mapping[str, object]) -> Recipe:
+        """Return this call as a callback: it has its arguments, and gets no result."""
+        if arguments:
+            raise OptionInvalid("arguments", dict(arguments), "a call has its arguments already")
+        return make_recipe(self.type, self.options, on or On.SUCCESS, (self.payload.decode(), None))
+
+
+def make_recipe(type: str, options: Options, on: On, payload: tuple[str, str | None]) -> Recipe:
+    """Return a callback that is a job with these options, or raise OptionInvalid for one that it can't observe.
+
+    Args:
+        type: its job type.
+        options: with the task's own filled in; that the task is unique, or has a result_ttl, means nothing here.
+        on: after which end.
+        payload: the text before and after the result; see `FollowUp`.
+    """
+    for name in ("delay", "available_at", "idempotency_key", "refresh", "callbacks", "connection"):
+        if getattr(options, name) is not None:
+            raise OptionInvalid(name, getattr(options, name), f"none: {type!r} is a callback, and runs at once")
+    filled = options.over(DEFAULTS)
+    head, tail = payload
+    return Recipe(
+        type=type,
+        queue_name=filled.queue or DEFAULT_QUEUE,
+        priority=filled.priority or 0,
+        max_attempts=filled.max_attempts or DEFAULT_MAX_ATTEMPTS,
+        on=on,
+        head=head,
+        tail=tail,
+    )
+
+
+def around_result(
+    serializer: Serializer, given: Mapping[str, object], name: str | None, type: str
+) -> tuple[str, str | None]:
+    """Return the text of a payload before and after the place of a result, the value of `name`; None: it has none."""
+    text = encode_payload(serializer, given, type).decode()
+    if name is None:
+        return text, None
+    if not (text.startswith("{") and text.endswith("}")):
+        raise PayloadInvalid("arguments of a callback have to be a JSON object", type=type)
+    key = msgspec.json.encode(name).decode()
+    return f"{text[:-1]}{',' if given else ''}{key}:", "}"
+
 
 # --- values to JSON text, with their limits ---------------------------------------------------------
 
@@ -128,14 +185,14 @@ def encode_payload(serializer: Serializer, arguments: object, type: str) -> byte
     return data
 
 
-def encode_result(serializer: Serializer, result: object, type: str) -> bytes:
-    """Return a result as JSON text, or raise ResultInvalid."""
+def encode_result(serializer: Serializer, result: object, type: str, limit: int = MAX_RESULT) -> bytes:
+    """Return a result as JSON text of at most `limit` bytes, or raise ResultInvalid."""
     try:
         data = serializer.encode(result)
         if not isinstance(serializer, JSONSerializer):
             check_json(data)
     except Refused as refused:
         raise ResultInvalid(refused.reason, path=refused.path, type=type) from None
-    if len(data) > MAX_RESULT:
-        raise ResultInvalid(f"{len(data):,} bytes, at most {MAX_RESULT:,}: store it elsewhere, return where", type=type)
+    if len(data) > limit:
+        raise ResultInvalid(f"{len(data):,} bytes, at most {limit:,}: store it elsewhere, return where", type=type)
     return data

@@ -120,6 +120,19 @@ class JobRenewed(JobEvent):
 
 
 @frozen(kw_only=True)
+class JobProgressed(JobEvent):
+    """`job.progressed`: what the handler said of its progress is written. Once a second at most, and the last it said.
+
+    Attributes:
+        fraction: from 0 to 1.
+        message: for people.
+    """
+
+    fraction: float
+    message: str
+
+
+@frozen(kw_only=True)
 class JobLeaseLost(JobEvent):
     """`job.lease_lost`: the attempt was cancelled, or its end refused; another worker may have the job."""
 

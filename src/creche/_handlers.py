@@ -71,10 +71,12 @@ class TaskHandlers:
     Args:
         tasks: which.
         serializer: payloads and results pass through it.
+        limit: bytes of JSON that a result may have.
     """
 
-    def __init__(self, tasks: Tasks, serializer: Serializer) -> None:
+    def __init__(self, tasks: Tasks, serializer: Serializer, limit: int) -> None:
         self._tasks = tasks
+        self._limit = limit
         self._serializer = serializer
         self._threads = Threads()
 
@@ -96,7 +98,7 @@ class TaskHandlers:
             result = await task.function(*positional, **named)
         else:
             result = await self._threads.run(partial(task.function, *positional, **named))
-        return encode_result(self._serializer, result, job.type)
+        return encode_result(self._serializer, result, job.type, self._limit)
 
 
 class PlainHandler:
@@ -105,10 +107,12 @@ class PlainHandler:
     Args:
         function: `async def handle(job: Job)`.
         serializer: results pass through it.
+        limit: bytes of JSON that a result may have.
     """
 
-    def __init__(self, function: Callable[[Job], Awaitable[object]], serializer: Serializer) -> None:
+    def __init__(self, function: Callable[[Job], Awaitable[object]], serializer: Serializer, limit: int) -> None:
         self._function = function
+        self._limit = limit
         self._serializer = serializer
 
     def backoff(self, type: str) -> Backoff | None:  # noqa: ARG002 - part of the Protocol
@@ -121,4 +125,4 @@ class PlainHandler:
 
     async def call(self, job: Job, payload: bytes) -> bytes:  # noqa: ARG002 - part of the Protocol
         """Run the handler; return its result as JSON text."""
-        return encode_result(self._serializer, await self._function(job), job.type)
+        return encode_result(self._serializer, await self._function(job), job.type, self._limit)

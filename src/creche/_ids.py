@@ -1,4 +1,4 @@
-"""Draws what a client draws itself: job ids, lease nonces, names of workers. It remembers none of them."""
+"""Draws what a client draws itself: job ids, lease nonces, names of workers and watchers. It remembers none of them."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def new_nonce() -> int:
 def new_worker_name() -> str:
     """Return a name for one start of one worker: host and pid for people, random bits against reuse."""
     return f"{socket.gethostname()[:60]}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def new_watcher_name() -> str:
+    """Return a name for a process that waits for jobs: one that no queue has."""
+    return f"creche:watcher:{secrets.token_hex(8)}"

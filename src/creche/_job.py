@@ -87,6 +87,13 @@ def seconds(option: str, value: object, *, positive: bool = False) -> float:
     return check_seconds(option, value, positive=positive)
 
 
+def check_fraction(option: str, value: object) -> float:
+    """Return a number from 0 to 1 as a float, or raise OptionInvalid."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise OptionInvalid(option, value, "a number from 0 to 1")
+    return float(value)
+
+
 def check_integer(option: str, value: object, low: int, high: int) -> int:
     """Return an integer between two bounds, both included, or raise OptionInvalid."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

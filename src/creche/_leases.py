@@ -5,6 +5,7 @@ It asks no storage; the renewer and the settler do, and write down here what the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Final
@@ -12,7 +13,7 @@ from typing import Final
 import anyio
 from anyio import CancelScope
 
-from creche._job import Lease, ReservedJob
+from creche._job import Lease, Progress, ReservedJob
 
 _BACKLOG: Final = 100  # ends that may wait to be written, at least
 _GLANCE: Final = 1.0  # seconds
@@ -34,13 +35,16 @@ class Held:
     this and a fencing token).
     """
 
-    __slots__ = ("_scope", "deadline", "job", "lease", "verdict")
+    __slots__ = ("_scope", "deadline", "job", "lease", "progress", "settled", "settling", "verdict")
 
     def __init__(self, job: ReservedJob, deadline: float) -> None:
         self.job = job
         self.lease: Lease = job.lease
         self.deadline = deadline
         self.verdict: Verdict | None = None
+        self.progress: Progress | None = None  # said by the handler, and not written yet
+        self.settling = False  # the handler's own transaction, which ends the attempt, is being committed
+        self.settled = False  # it was
         self._scope: CancelScope | None = None
 
     @property
@@ -60,6 +64,11 @@ class Held:
         self.deadline = max(self.deadline, deadline)
         if self._scope is not None:
             self._scope.deadline = self.deadline
+
+    def settle(self) -> None:
+        """The attempt's end is written: no lease ends it any more. What is left of the handler may run on."""
+        self.settled = True
+        self.postpone(math.inf)
 
     def revoke(self, verdict: Verdict) -> None:
         """End the attempt now; the first reason stands, but a lost lease outranks a request."""

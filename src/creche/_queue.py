@@ -13,12 +13,23 @@ from uuid import UUID
 from attrs import evolve
 
 from creche import _waiting
-from creche._calls import DEFAULTS, Call, Options, encode_payload, make_options
+from creche._callbacks import Callback, Callbacks, Recipe, record
+from creche._calls import DEFAULTS, Call, Options, around_result, encode_payload, make_options, make_recipe
 from creche._ids import new_job_id
-from creche._job import Insertion, JobFilter, JobRecord, NewJob, QueueStats, Status, check_name
+from creche._job import (
+    End,
+    JobFilter,
+    JobRecord,
+    NewJob,
+    On,
+    QueueStats,
+    Status,
+    check_integer,
+    check_name,
+)
 from creche._nursery import background
-from creche._payload import JSONSerializer, Refused, fingerprint, to_plain
-from creche._receipt import Receipt, issue
+from creche._payload import MAX_RESULT, JSONSerializer, Refused, fingerprint, to_plain
+from creche._receipt import Receipt, issue, issue_again
 from creche._tasks import Task, TaskDecorator, Tasks
 from creche.abc import Backoff, Fingerprint, Serializer, Storage
 from creche.errors import JobNotFound, OptionInvalid, PayloadInvalid, QueueNotOpen, UnknownType
@@ -27,6 +38,7 @@ from creche.storage import open_storage
 R = TypeVar("R")
 
 DEFAULT_DSN: Final = "sqlite:///creche.db"
+RESULT_CEILING: Final = 8 << 20  # bytes: half of what a MySQL server takes as one statement unless it is told otherwise
 
 
 class Queue:
@@ -39,6 +51,7 @@ class Queue:
             `creche.db` in the working folder.
         serializer: values to JSON text and back.
         fingerprint: names unique work; 32 bytes from a job type and plain arguments.
+        result_limit: bytes of JSON that a result may have; above it, the attempt fails.
     """
 
     def __init__(
@@ -47,12 +60,14 @@ class Queue:
         *,
         serializer: Serializer | None = None,
         fingerprint: Fingerprint = fingerprint,
+        result_limit: int = MAX_RESULT,
     ) -> None:
         if dsn is None:
             dsn = os.environ.get("CRECHE_DSN") or os.environ.get("DATABASE_URL") or DEFAULT_DSN
         self._storage = open_storage(dsn) if isinstance(dsn, str) else dsn
         self._serializer = serializer or JSONSerializer()
         self._fingerprint = fingerprint
+        self.result_limit: Final = check_integer("result_limit", result_limit, 4, RESULT_CEILING)
         self._foreign: set[str] = set()
         self._waiters = _waiting.Waiters(self._storage)
         self._stack: AsyncExitStack | None = None
@@ -137,6 +152,21 @@ class Queue:
             backoff=backoff,
         )
 
+    def callback(
+        self,
+        type: str,
+        *,
+        on: str = "success",
+        queue: str | None = None,
+        priority: int | None = None,
+        max_attempts: int | None = None,
+        backoff: Backoff | None = None,
+    ) -> TaskDecorator:
+        """Register a function to run when a job is over; see `Tasks.callback` for the options."""
+        return self.tasks.callback(
+            type, on=on, queue=queue, priority=priority, max_attempts=max_attempts, backoff=backoff
+        )
+
     def include(self, tasks: Tasks) -> None:
         """Take in the tasks of another module: `tasks = Tasks()` there, `queue.include(tasks)` here."""
         self.tasks.include(tasks)
@@ -161,6 +191,9 @@ class Queue:
         idempotency_key: str | None = None,
         result_ttl: float | timedelta | None = None,
         unique: bool | None = None,
+        refresh: bool | None = None,
+        callbacks: Callbacks | None = None,
+        connection: Any = None,
     ) -> Receipt[R]: ...
     @overload
     async def dispatch(
@@ -177,6 +210,9 @@ class Queue:
         idempotency_key: str | None = None,
         result_ttl: float | timedelta | None = None,
         unique: bool | None = None,
+        refresh: bool | None = None,
+        callbacks: Callbacks | None = None,
+        connection: Any = None,
     ) -> Receipt[Any]: ...
     async def dispatch(self, what: str | Call[Any], payload: object = None, /, **options: Any) -> Receipt[Any]:
         """Ask for a job: a call made by `task.call(…)`, or a job type with its payload.
@@ -212,13 +248,18 @@ class Queue:
         """Ask for many jobs in one statement, all or nothing; return their receipts in order.
 
         Raises:
-            OptionInvalid: one of them is no call.
+            OptionInvalid: one of them is no call, or they name different connections.
             QueueNotOpen, StorageUnavailable: see `dispatch`.
         """
         storage = self._open()
         asked = _calls(calls)
-        insertions = await storage.insert([self._new_job(call) for call in asked])
-        return [issue(insertion, self, call.returns) for call, insertion in zip(asked, insertions, strict=True)]
+        connection = _one_connection(asked)
+        insertions = await storage.insert([self._new_job(call) for call in asked], connection=connection)
+        borrowed = connection is not None
+        return [
+            issue(insertion, self, call.returns, borrowed=borrowed)
+            for call, insertion in zip(asked, insertions, strict=True)
+        ]
 
     def _call(self, type: str, payload: object, options: Options) -> Call[Any]:
         if isinstance(type, Task):
@@ -227,9 +268,7 @@ class Queue:
         if type in self.tasks:
             task: Task[..., Any] = self.tasks.get(type)
             return task.call_with(options, task.signature.check({} if payload is None else payload))
-        near = self.tasks.near(type)
-        if type not in self._foreign and len(self.tasks) and (near or options.queue is None):
-            raise UnknownType(type, near)
+        self._check_foreign(type, options.queue)
         try:
             plain = to_plain({} if payload is None else payload)
         except Refused as refused:
@@ -237,8 +276,33 @@ class Queue:
         encoded = encode_payload(self._serializer, plain, type)
         return Call(type=type, payload=encoded, arguments=plain, options=options)
 
+    def _check_foreign(self, type: str, queue: str | None) -> None:
+        near = self.tasks.near(type)
+        if type not in self._foreign and len(self.tasks) and (near or queue is None):
+            raise UnknownType(type, near)
+
+    def _recipe(self, callback: Callback) -> Recipe:
+        target = callback.target
+        if not isinstance(target, str):
+            return target.recipe(callback.on, callback.arguments)
+        name = check_name("type", target)
+        if name in self.tasks:
+            task: Task[..., Any] = self.tasks.get(name)
+            return task.recipe(callback.on, callback.arguments)
+        self._check_foreign(name, None)
+        try:
+            given = to_plain(dict(callback.arguments))
+        except Refused as refused:
+            raise PayloadInvalid(refused.reason, path=refused.path, type=name) from None
+        payload = around_result(self._serializer, given, None if "result" in given else "result", name)
+        return make_recipe(name, Options(), callback.on or On.SUCCESS, payload)
+
     def _new_job(self, call: Call[Any]) -> NewJob:
         options = call.options.over(DEFAULTS)
+        if options.refresh and not options.single_flight:
+            raise OptionInvalid(
+                "refresh", options.refresh, "a task with a result_ttl: nothing else has a cached result"
+            )
         return NewJob(
             id=new_job_id(),
             type=call.type,
@@ -251,6 +315,8 @@ class Queue:
             idempotency_key=options.idempotency_key,
             fingerprint=self._fingerprint(call.type, call.arguments) if options.single_flight else None,
             result_ttl=options.result_ttl,
+            refresh=bool(options.refresh),
+            callbacks=record(options.callbacks or (), self._recipe),
         )
 
     # --- afterwards ---------------------------------------------------------------------------------
@@ -261,18 +327,11 @@ class Queue:
         Raises:
             JobNotFound: never dispatched here, or pruned since.
         """
-        record = await self.look_up(_uuid(job_id))
-        if record is None:
+        row = await self.look_up(_uuid(job_id))
+        if row is None:
             raise JobNotFound(_uuid(job_id))
-        insertion = Insertion(
-            job_id=record.id,
-            status=record.status,
-            inserted=False,
-            fingerprint=record.fingerprint,
-            result=record.result if record.status is Status.COMPLETED else None,
-        )
-        returns = self.tasks.get(record.type).signature.returns if record.type in self.tasks else Any
-        return issue(insertion, self, returns)
+        returns = self.tasks.get(row.type).signature.returns if row.type in self.tasks else Any
+        return issue_again(row, self, returns)
 
     async def cancel(self, job_id: UUID | str) -> Status:
         """Cancel a job: at once while it waits, by way of its worker while it runs.
@@ -323,8 +382,8 @@ class Queue:
         """Return a job's row, or None."""
         return (await self._open().find([job_id])).get(job_id)
 
-    async def wait_for(self, job_id: UUID) -> JobRecord | None:
-        """Return a job's row once it is over; None if there is no such job."""
+    async def wait_for(self, job_id: UUID) -> End | None:
+        """Return how a job ended, once it is over; None if there is no such job."""
         self._open()
         return await self._waiters.wait(job_id)
 
@@ -347,6 +406,14 @@ def _calls(calls: object) -> list[Call[Any]]:
         if not isinstance(each, Call):
             raise OptionInvalid("calls", each, rule)
     return asked
+
+
+def _one_connection(calls: Sequence[Call[Any]]) -> object:
+    """Return the handle that a batch is to be dispatched through; None: our own."""
+    first, *others = [call.options.connection for call in calls] or [None]
+    if any(each is not first for each in others):
+        raise OptionInvalid("connection", first, "the same one for all calls of a batch: it is written as one")
+    return first
 
 
 def _uuid(job_id: UUID | str) -> UUID:

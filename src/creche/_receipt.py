@@ -10,10 +10,18 @@ from uuid import UUID
 import anyio
 from attrs import field, frozen
 
-from creche._job import Insertion, JobRecord, Status, seconds
+from creche._job import End, Insertion, JobRecord, Progress, Status, seconds
 from creche._payload import Refused
 from creche.abc import Serializer
-from creche.errors import JobCancelled, JobFailed, JobNotFound, ResultInvalid, StorageError, WaitTimeout
+from creche.errors import (
+    JobCancelled,
+    JobFailed,
+    JobNotFound,
+    NotCommitted,
+    ResultInvalid,
+    StorageError,
+    WaitTimeout,
+)
 
 _LAST_LOOK: Final = 1.0  # seconds, after a wait's own time is over
 
@@ -32,8 +40,8 @@ class Office(Protocol):
         """Return a job's row now."""
         ...
 
-    async def wait_for(self, job_id: UUID) -> JobRecord | None:
-        """Return a job's row once it is over."""
+    async def wait_for(self, job_id: UUID) -> End | None:
+        """Return how a job ended, once it is over; None if there is no such job."""
         ...
 
 
@@ -46,13 +54,16 @@ class Receipt(Generic[R_co]):
         status: of that job at that moment.
         inserted: whether this dispatch made a new job.
         fingerprint: 32 bytes, if the dispatch was single-flight.
+        progress: how far it had come, if its handler says and this receipt is younger than the dispatch: see `refresh`.
     """
 
     job_id: UUID
     status: Status
     inserted: bool
     fingerprint: bytes | None = field(default=None, repr=lambda value: value.hex()[:12] if value else "None")
+    progress: Progress | None = None
     _data: bytes | None = field(alias="data", default=None, repr=False)
+    _borrowed: bool = field(alias="borrowed", default=False, repr=False, eq=False)
     _office: Office = field(alias="office", repr=False, eq=False)
     _returns: Any = field(alias="returns", default=Any, repr=False, eq=False)
 
@@ -75,6 +86,7 @@ class Receipt(Generic[R_co]):
             JobFailed: it used its last attempt; has the last error's type, message and traceback text.
             JobCancelled: it was cancelled.
             JobNotFound: its row is gone: its retention was over.
+            NotCommitted: it was dispatched with `connection=…`, and that transaction was not committed.
             ResultInvalid: the result doesn't fit the annotation that it is read for.
             WaitTimeout: it is not over yet, or nobody can tell; it goes on. `wait(0)` looks once.
             QueueNotOpen: the queue was closed meanwhile.
@@ -91,7 +103,7 @@ class Receipt(Generic[R_co]):
             except StorageError as error:
                 raise WaitTimeout(self.job_id, limit, None) from error
             if record is None or not record.status.active:
-                return self._value(record)
+                return self._value(None if record is None else _end_of(record))
         raise WaitTimeout(self.job_id, limit, record and record.status)
 
     async def refresh(self) -> Receipt[R_co]:
@@ -103,33 +115,26 @@ class Receipt(Generic[R_co]):
         """
         record = await self._office.look_up(self.job_id)
         if record is None:
-            raise JobNotFound(self.job_id)
-        return issue(
-            Insertion(
-                job_id=record.id,
-                status=record.status,
-                inserted=self.inserted,
-                fingerprint=record.fingerprint,
-                result=record.result if record.status is Status.COMPLETED else None,
-            ),
-            self._office,
-            self._returns,
-        )
+            raise self._not_found()
+        return issue_again(record, self._office, self._returns, inserted=self.inserted)
 
-    def _value(self, record: JobRecord | None) -> R_co:
-        if record is None:
-            raise JobNotFound(self.job_id)
-        if record.status is Status.CANCELLED:
+    def _not_found(self) -> JobNotFound:
+        return NotCommitted(self.job_id) if self._borrowed else JobNotFound(self.job_id)
+
+    def _value(self, end: End | None) -> R_co:
+        if end is None:
+            raise self._not_found()
+        if end.status is Status.CANCELLED:
             raise JobCancelled(self.job_id)
-        if record.status is Status.FAILED:
-            error = record.last_error
+        if end.status is Status.FAILED:
+            error = end.error
             raise JobFailed(
                 self.job_id,
                 type=error.type if error else "unknown",
                 message=error.message if error else "no error was recorded",
                 traceback=error.traceback if error else "",
             )
-        return self._decode(record.result or b"null")
+        return self._decode(end.result or b"null")
 
     def _decode(self, data: bytes) -> R_co:
         try:
@@ -138,13 +143,18 @@ class Receipt(Generic[R_co]):
             raise ResultInvalid(refused.reason, path=refused.path) from None
 
 
-def issue(insertion: Insertion, office: Office, returns: Any) -> Receipt[Any]:
+def _end_of(record: JobRecord) -> End:
+    return End(status=record.status, result=record.result, error=record.last_error)
+
+
+def issue(insertion: Insertion, office: Office, returns: Any, *, borrowed: bool = False) -> Receipt[Any]:
     """Return the receipt for what a storage answered.
 
     Args:
         insertion: the storage's answer.
         office: where the receipt asks later.
         returns: what the handler's result is decoded as.
+        borrowed: whether the job was written in a transaction of the caller's.
     """
     return Receipt(
         job_id=insertion.job_id,
@@ -152,6 +162,21 @@ def issue(insertion: Insertion, office: Office, returns: Any) -> Receipt[Any]:
         inserted=insertion.inserted,
         fingerprint=insertion.fingerprint,
         data=insertion.result,
+        borrowed=borrowed,
+        office=office,
+        returns=returns,
+    )
+
+
+def issue_again(record: JobRecord, office: Office, returns: Any, *, inserted: bool = False) -> Receipt[Any]:
+    """Return a receipt that says how a job stands now."""
+    return Receipt(
+        job_id=record.id,
+        status=record.status,
+        inserted=inserted,
+        fingerprint=record.fingerprint,
+        progress=record.progress,
+        data=record.result if record.status is Status.COMPLETED else None,
         office=office,
         returns=returns,
     )

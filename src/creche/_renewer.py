@@ -1,16 +1,25 @@
-"""The renewer: keeps leases alive and ends what it cannot keep. It runs no job and settles none."""
+"""The renewer: keeps leases alive and ends what it cannot keep. It runs no job and settles none.
+
+What handlers say about their progress is written by the way: with a renewal, of which there is one more where
+somebody has news.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import anyio
-from anyio import CancelScope
+from anyio import CancelScope, create_task_group
 
+from creche._job import Progress
 from creche._leases import Held, Holdings, Verdict
 from creche._patience import Patience, answered_within
 from creche.abc import Storage
 from creche.errors import StorageError
+
+# Seconds between two writes of progress: a bar moves smoothly enough, and a handler may say as much as it likes.
+PROGRESS_PAUSE: Final = 1.0
 
 
 class Renewer:
@@ -22,6 +31,7 @@ class Renewer:
         lease: seconds that each renewal asks for.
         margin: seconds by which our own deadline comes before the database's.
         renewed: called with each job whose lease was extended.
+        progressed: called with each job whose progress was written.
     """
 
     def __init__(
@@ -32,25 +42,49 @@ class Renewer:
         lease: float,
         margin: float,
         renewed: Callable[[Held], None],
+        progressed: Callable[[Held, Progress], None],
     ) -> None:
         self._storage = storage
         self._holdings = holdings
         self._lease = lease
         self._margin = margin
         self._renewed = renewed
+        self._progressed = progressed
+        self._news = anyio.Event()
         self._scope = CancelScope(shield=True)
 
     def stop(self) -> None:
         """The last lease was settled: end."""
         self._scope.cancel()
 
+    def report(self, held: Held, progress: Progress) -> None:
+        """Have a job's progress written soon; of several reports, the last."""
+        held.progress = progress
+        self._news.set()
+
     async def run(self) -> None:
         """Renew until stopped. Shielded: jobs that are being settled still need their leases."""
-        patience = Patience("renewer", shortest=self._lease / 30, longest=self._lease / 10)
         with self._scope:
-            while True:
-                await anyio.sleep(self._lease / 3)
-                await self._renew_all(patience)
+            async with create_task_group() as tasks:
+                tasks.start_soon(self._write_news, name="progress")
+                await self._renew_regularly()
+
+    async def _renew_regularly(self) -> None:
+        patience = Patience("renewer", shortest=self._lease / 30, longest=self._lease / 10)
+        while True:
+            await anyio.sleep(self._lease / 3)
+            await self._renew_all(patience)
+
+    async def _write_news(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news = anyio.Event()
+            if held := [held for held in self._holdings if held.progress is not None and not held.expired]:
+                try:
+                    await self._renew(held)
+                except StorageError:
+                    self._news.set()  # the regular renewals tell of it
+            await anyio.sleep(PROGRESS_PAUSE)
 
     async def _renew_all(self, patience: Patience) -> None:
         """Renew once; what can't be reached is tried again while something is still held."""
@@ -66,14 +100,19 @@ class Renewer:
 
     async def _renew(self, held: list[Held]) -> None:
         sent = anyio.current_time()  # before the statement: the database counts from later
+        news = {each.lease: each.progress for each in held if each.progress is not None}
         with answered_within(self._lease / 3, "a renewal"):
-            extension = await self._storage.extend([each.lease for each in held], self._lease)
+            extension = await self._storage.extend([each.lease for each in held], self._lease, progress=news)
         for each in held:
             if each.lease in extension.lost:
-                if self._holdings.get(each.lease) is each:  # it may have been settled while we asked
+                if self._holdings.get(each.lease) is each and not each.settling:  # it may be settled while we ask
                     each.revoke(Verdict.LOST)
                 continue
             each.postpone(sent + self._lease - self._margin)
             if each.lease in extension.cancel_requested:
                 each.revoke(Verdict.ASKED)
             self._renewed(each)
+            if (written := news.get(each.lease)) is not None:
+                if each.progress is written:
+                    each.progress = None
+                self._progressed(each, written)

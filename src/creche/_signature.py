@@ -84,6 +84,41 @@ class Signature:
             misfit = refusal(error)
             raise PayloadInvalid(misfit.reason, path=misfit.path, type=self._type) from None
 
+    def around_result(self, given: Mapping[str, object], *, nullable: bool) -> tuple[dict[str, Any], str | None]:
+        """Return the checked arguments of a callback, and the parameter that is left for the result: the first one that
+        is not given; None if all are.
+
+        Args:
+            given: by name.
+            nullable: whether there may be no result, so that the parameter gets None.
+
+        Raises:
+            PayloadInvalid: they don't fit, or others are left that have no default.
+        """
+        parameters = {each.encode_name: each for each in msgspec.structs.fields(self.arguments)}
+        left = [name for name in parameters if name not in given]
+        hole = left.pop(0) if left else None
+        for name in given:
+            if name not in parameters:
+                raise PayloadInvalid("no such parameter", path=f"$.{name}", type=self._type)
+        for name in left:
+            if parameters[name].required:
+                reason = "nothing is given for it: a callback gets the result, the rest is for `arguments` or defaults"
+                raise PayloadInvalid(reason, path=f"$.{name}", type=self._type)
+        if hole is not None and nullable:
+            reason = "it must take None as well: there is no result where the job failed, or was cancelled"
+            self._fits(None, parameters[hole].type, hole, reason)
+        return {name: self._fits(value, parameters[name].type, name) for name, value in given.items()}, hole
+
+    def _fits(self, value: object, annotation: Any, name: str, reason: str = "") -> Any:
+        try:
+            return msgspec.convert(to_plain(value), annotation, str_keys=True)
+        except Refused as refused:
+            raise PayloadInvalid(refused.reason, path=f"$.{name}{refused.path[1:]}", type=self._type) from None
+        except msgspec.ValidationError as error:
+            misfit = refusal(error)
+            raise PayloadInvalid(reason or misfit.reason, path=f"$.{name}{misfit.path[1:]}", type=self._type) from None
+
     def decode(self, payload: bytes, serializer: Serializer) -> tuple[list[Any], dict[str, Any]]:
         """Return a stored payload as positional and named arguments, or raise PayloadInvalid."""
         try:

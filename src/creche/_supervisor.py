@@ -17,8 +17,8 @@ from anyio.abc import TaskGroup, TaskStatus
 from attrs import frozen
 
 from creche import _events as events
-from creche._attempt import Handlers, Result, Runner
-from creche._job import Event, Failure, Retention
+from creche._attempt import Desk, Handlers, Result, Runner
+from creche._job import Event, Failure, Progress, Retention
 from creche._leases import Held, Holdings
 from creche._lifecycle import BURIES, Case, Released, decide
 from creche._maintenance import Maintainer
@@ -77,6 +77,7 @@ class Supervisor:
         storage: where the jobs are; open.
         handlers: what runs them.
         serializer: for handlers that read payloads by hand.
+        result_limit: bytes of JSON that a result may have.
         settled: called with each job whose end was written.
     """
 
@@ -87,6 +88,7 @@ class Supervisor:
         storage: Storage,
         handlers: Handlers,
         serializer: Serializer,
+        result_limit: int,
         settled: Callable[[UUID], None],
     ) -> None:
         self._settings = settings
@@ -98,11 +100,24 @@ class Supervisor:
         self._holdings = Holdings(settings.concurrency, handlers.stuck)
         self._doorbell = Doorbell(settings.poll_interval)
         self._alarm = Alarm()
-        self._runner = Runner(handlers, storage=storage, serializer=serializer, margin=settings.margin)
         self._settler = Settler(storage, self._holdings, timeout=settings.lease / 3, answered=self._answered)
         self._renewer = Renewer(
-            storage, self._holdings, lease=settings.lease, margin=settings.margin, renewed=self._renewed
+            storage,
+            self._holdings,
+            lease=settings.lease,
+            margin=settings.margin,
+            renewed=self._renewed,
+            progressed=self._progressed,
         )
+        desk = Desk(
+            storage=storage,
+            serializer=serializer,
+            result_limit=result_limit,
+            margin=settings.margin,
+            reported=self._renewer.report,
+            committed=self._committed,
+        )
+        self._runner = Runner(handlers, desk)
         self._listening = Listening(storage, settings.queues, self._doorbell)
         self._maintainer = Maintainer(
             storage,
@@ -240,6 +255,14 @@ class Supervisor:
             self._alarm.due_in(settlement.delay)
         self._settled(held.job.id)
 
+    def _committed(self, held: Held, seconds: float) -> None:
+        """A handler's own transaction ended its attempt."""
+        held.settle()
+        self._holdings.drop(held)
+        self._tell(events.JobSucceeded, held, seconds=seconds)
+        self._tell(events.JobAcked, held)
+        self._settled(held.job.id)
+
     def _lost(self, held: Held) -> None:
         self._holdings.drop(held)
         _log.warning("job %s: the lease of attempt %d is lost", held.job.id, held.job.attempt)
@@ -247,6 +270,9 @@ class Supervisor:
 
     def _renewed(self, held: Held) -> None:
         self._tell(events.JobRenewed, held)
+
+    def _progressed(self, held: Held, progress: Progress) -> None:
+        self._tell(events.JobProgressed, held, fraction=progress.fraction, message=progress.message)
 
     def _idle(self) -> None:
         self._announcer.tell(events.WorkerIdle(worker=self._settings.name))

@@ -15,8 +15,9 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVa
 from attrs import frozen
 
 from creche._attempt import Job, current_job
-from creche._calls import Call, Options, encode_payload, make_options
-from creche._job import DEFAULT_QUEUE, check_name
+from creche._callbacks import Callbacks, Recipe
+from creche._calls import Call, Options, around_result, encode_payload, make_options, make_recipe
+from creche._job import DEFAULT_QUEUE, On, check_name
 from creche._payload import Refused, to_plain
 from creche._receipt import Receipt
 from creche._signature import Signature
@@ -47,11 +48,19 @@ class Task(Generic[P, R]):
     """
 
     def __init__(
-        self, function: Callable[..., Any], type: str, *, options: Options, backoff: Backoff | None, home: Tasks
+        self,
+        function: Callable[..., Any],
+        type: str,
+        *,
+        options: Options,
+        backoff: Backoff | None,
+        home: Tasks,
+        on: On | None = None,
     ) -> None:
         self.type: Final = check_name("type", type)
         self.defaults: Final = options
         self.backoff: Final = backoff
+        self.on: Final = on
         self.function: Final = function
         self.signature: Final = Signature(function, type, home.serializer)
         self.asynchronous: Final = is_asynchronous(function)
@@ -60,6 +69,14 @@ class Task(Generic[P, R]):
         self.__name__ = getattr(function, "__name__", type)
         self.__module__ = function.__module__
         self.__wrapped__ = function
+        if on is not None:
+            self._check_callback(on)
+
+    def _check_callback(self, on: On) -> None:
+        try:
+            self.signature.around_result({}, nullable=on is not On.SUCCESS)
+        except PayloadInvalid as error:
+            raise TaskInvalid(f"{self.function!r} can't be a callback: {error}") from None
 
     def __repr__(self) -> str:
         return f"<Task {self.type!r}>"
@@ -92,6 +109,9 @@ class Task(Generic[P, R]):
         idempotency_key: str | None = None,
         result_ttl: float | timedelta | None = None,
         unique: bool | None = None,
+        refresh: bool | None = None,
+        callbacks: Callbacks | None = None,
+        connection: Any = None,
     ) -> Prepared[P, R]:
         """Return this task with options for its next dispatches.
 
@@ -104,6 +124,13 @@ class Task(Generic[P, R]):
             idempotency_key: a dispatch with a key that this queue knows gets the job that has it.
             result_ttl: seconds for which the result answers equal dispatches; implies `unique`.
             unique: equal dispatches share one run while it is active.
+            refresh: run anew, however fresh a cached result is; a run that is on its way is joined all the same.
+            callbacks: what runs when the job is over, each as a job of its own, whether this dispatch makes a new one,
+                joins one, or is answered from a cached result: tasks and registered callbacks (their first parameter
+                gets the result), `Callback(…)`, calls, and job types by name. A sequence in it is a chain: each link
+                follows the one before, and gets that one's result.
+            connection: dispatch within the caller's own transaction: a handle on the same database that is in one, of
+                its driver or of SQLAlchemy. Nothing is committed here: the job is there when the caller commits.
 
         Raises:
             OptionInvalid: one of them makes no sense.
@@ -117,6 +144,9 @@ class Task(Generic[P, R]):
             idempotency_key=idempotency_key,
             result_ttl=result_ttl,
             unique=unique,
+            refresh=refresh,
+            callbacks=callbacks,
+            connection=connection,
         )
         return Prepared(self, options)
 
@@ -142,6 +172,17 @@ class Task(Generic[P, R]):
     async def send(self, call: Call[R]) -> Receipt[R]:
         """Send one of its calls."""
         return await self._home.dispatcher.dispatch_call(call)
+
+    def recipe(self, on: On | None, arguments: Mapping[str, object]) -> Recipe:
+        """Return this task as a callback; see `Callback`."""
+        return self.recipe_with(Options(), on, arguments)
+
+    def recipe_with(self, options: Options, on: On | None, arguments: Mapping[str, object]) -> Recipe:
+        """Return this task as a callback, with options over its own."""
+        on = on or self.on or On.SUCCESS
+        given, result = self.signature.around_result(arguments, nullable=on is not On.SUCCESS)
+        payload = around_result(self._home.dispatcher.serializer, given, result, self.type)
+        return make_recipe(self.type, options.over(self.defaults), on, payload)
 
 
 class AsyncTask(Task[P, R]):
@@ -184,15 +225,20 @@ class Prepared(Generic[P, R]):
         """Return the dispatch without sending it; see `Task.call`."""
         return self._task.make_call(self._options, args, kwargs)
 
+    def recipe(self, on: On | None, arguments: Mapping[str, object]) -> Recipe:
+        """Return this task as a callback; see `Callback`."""
+        return self._task.recipe_with(self._options, on, arguments)
+
 
 class TaskDecorator:
     """What `@queue.task(…)` is before it meets the function."""
 
-    def __init__(self, home: Tasks, type: str, options: Options, backoff: Backoff | None) -> None:
+    def __init__(self, home: Tasks, type: str, options: Options, backoff: Backoff | None, on: On | None = None) -> None:
         self._home = home
         self._type = type
         self._options = options
         self._backoff = backoff
+        self._on = on
 
     # A function that returns a coroutine without being async would match twice; the first match is what is meant.
     @overload
@@ -215,7 +261,7 @@ class TaskDecorator:
             function = function.__func__
         _check_callable(function)
         kind = AsyncTask[..., Any] if is_asynchronous(function) else SyncTask[..., Any]
-        task = kind(function, self._type, options=self._options, backoff=self._backoff, home=self._home)
+        task = kind(function, self._type, options=self._options, backoff=self._backoff, home=self._home, on=self._on)
         self._home.add(task)
         return task
 
@@ -298,6 +344,40 @@ class Tasks:
             queue=queue, priority=priority, max_attempts=max_attempts, result_ttl=result_ttl, unique=unique
         )
         return TaskDecorator(self, check_name("type", type), options, backoff)
+
+    def callback(
+        self,
+        type: str,
+        *,
+        on: str = "success",
+        queue: str | None = None,
+        priority: int | None = None,
+        max_attempts: int | None = None,
+        backoff: Backoff | None = None,
+    ) -> TaskDecorator:
+        """Register a function to run when a job is over that was dispatched with `callbacks=[…]`.
+
+        It is a task like any other, and may be dispatched as one. As a callback its first parameter (after a first
+        `Job`, whose `origin` tells of the job that is over) gets the result; what others it has must have defaults.
+
+        Args:
+            type: its job type: the name by which it can be asked for.
+            on: after which end: "success", "failure", or "always". Unless it is "success" there may be no result, and
+                the parameter must take None.
+            queue: where its jobs go.
+            priority: −100 to 100, larger is sooner.
+            max_attempts: at least 1.
+            backoff: the delays between its attempts; else the worker's.
+
+        Raises:
+            OptionInvalid, TaskInvalid, TypeTaken: see `task`.
+        """
+        try:
+            after = On(on)
+        except ValueError:
+            raise OptionInvalid("on", on, f"one of {', '.join(On)}") from None
+        options = make_options(queue=queue, priority=priority, max_attempts=max_attempts)
+        return TaskDecorator(self, check_name("type", type), options, backoff, after)
 
     def add(self, task: Task[..., Any]) -> None:
         """Take in one task, here and in every registry that includes this one."""

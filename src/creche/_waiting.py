@@ -1,30 +1,60 @@
 """Waits for jobs to end, on behalf of everybody in this process: one query per tick, not one per waiter.
 
-It reads only; cancelling a waiter never touches its job.
+Whoever waits for long is woken by the storage, where it can; ticks find what no wake told of. It reads only, but for
+saying who waits; cancelling a waiter never touches its job.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Final
 from uuid import UUID
 
 import anyio
 from attrs import define, field
 
-from creche._job import JobRecord
+from creche._ids import new_watcher_name
+from creche._job import WATCH_LIMIT, End
 from creche._patience import ANSWER, Patience, answered_within
+from creche._wake import Listening
 from creche.abc import Storage
 from creche.errors import QueueNotOpen, StatementRejected, StorageError
 
 _SOON: Final = 0.02  # seconds
 _SELDOM: Final = 0.5
+_HEARING: Final = 1.0  # seconds between ticks where the storage wakes us
+_BETWEEN: Final = 0.01  # seconds between looks that wakes ask for
+_LONG: Final = 0.1  # seconds between ticks from which on it is worth a listener
+_AGAIN: Final = WATCH_LIMIT / 2
+_LINGER: Final = 30.0  # seconds that a listener is kept for the next one who waits
 
 
 @define(eq=False)
 class _Waiter:
     over: anyio.Event = field(factory=anyio.Event)
-    record: JobRecord | None = None
+    end: End | None = None
     error: Exception | None = None
+
+
+class _Bell:
+    """Rung when a job may be over, or when somebody begins to wait."""
+
+    def __init__(self) -> None:
+        self.listening = False
+        self._rung = anyio.Event()
+
+    def ring(self) -> None:
+        self._rung.set()
+
+    def answer(self) -> None:
+        """Call before looking: whoever rings from now on is heard by the next `wait`."""
+        self._rung = anyio.Event()
+
+    async def wait(self, at_most: float) -> None:
+        with anyio.move_on_after(at_most):
+            await self._rung.wait()
 
 
 class Waiters:
@@ -34,10 +64,15 @@ class Waiters:
         self._storage = storage
         self._waiters: dict[UUID, set[_Waiter]] = {}
         self._interval = _SOON
-        self._look = anyio.Event()
+        self._bell = _Bell()
+        self._name = new_watcher_name()
+        self._worth_listening = anyio.Event()
+        self._listening: anyio.CancelScope | None = None
+        self._watched: set[UUID] = set()
+        self._watched_since = 0.0
 
-    async def wait(self, job_id: UUID) -> JobRecord | None:
-        """Wait until a job is over; return its row, or None if there is no such job.
+    async def wait(self, job_id: UUID) -> End | None:
+        """Wait until a job is over; return how it ended, or None if there is no such job.
 
         Raises:
             QueueNotOpen: the queue was closed meanwhile.
@@ -46,7 +81,7 @@ class Waiters:
         waiter = _Waiter()
         self._waiters.setdefault(job_id, set()).add(waiter)
         self._interval = _SOON
-        self._look.set()
+        self._bell.ring()
         try:
             await waiter.over.wait()
         finally:
@@ -56,70 +91,114 @@ class Waiters:
                 self._waiters.pop(job_id, None)
         if waiter.error is not None:
             raise waiter.error
-        return waiter.record
+        return waiter.end
 
     def settled(self, job_id: UUID) -> None:
         """A worker of this process wrote the end of a job: whoever waits for it need not wait for the tick."""
         if job_id in self._waiters:
-            self._look.set()
+            self._bell.ring()
 
     async def run(self) -> None:
         """Look, while anybody waits, until cancelled."""
         try:
-            await self._look_and_look()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._listen, name="receipts' listener")
+                await self._look_and_look()
         finally:
             for job_id in list(self._waiters):
                 self._answer(job_id, self._waiters[job_id], QueueNotOpen())
 
+    # --- looking ------------------------------------------------------------------------------------
+
     async def _look_and_look(self) -> None:
         patience = Patience("receipts")
         while True:
-            if not self._waiters:
-                self._look = anyio.Event()
-                await self._look.wait()
-            self._look = anyio.Event()
+            self._bell.answer()
+            looked = anyio.current_time()
             try:
                 await self._tell()
             except StorageError as error:
                 await patience.after(error)
                 continue
             patience.success()
-            with anyio.move_on_after(self._interval):
-                await self._look.wait()
-            self._interval = min(_SELDOM, self._interval * 1.5)
+            if not self._waiters:
+                await self._wait_for_somebody()
+                continue
+            await self._bell.wait(self._interval)
+            await anyio.sleep_until(looked + _BETWEEN)
+            self._interval = min(_HEARING if self._bell.listening else _SELDOM, self._interval * 1.5)
+            if self._interval >= _LONG:
+                self._worth_listening.set()
+
+    async def _wait_for_somebody(self) -> None:
+        if self._worth_listening.is_set():
+            await self._bell.wait(_LINGER)
+            if not self._waiters:
+                self._worth_listening = anyio.Event()
+                if self._listening is not None:
+                    self._listening.cancel()
+        else:
+            await self._bell.wait(math.inf)
+
+    async def _listen(self) -> None:
+        while True:
+            await self._worth_listening.wait()
+            with anyio.CancelScope() as self._listening:
+                await Listening(self._storage, [self._name], self._bell).run()
+            self._watched.clear()
 
     async def _tell(self) -> None:
         # Whoever joins while the question is on its way is told by the next answer: this one may be older.
         asked = {job_id: set(waiters) for job_id, waiters in self._waiters.items()}
         try:
             with answered_within(ANSWER, "a look at jobs that are waited for"):
-                records = await self._storage.find(list(asked))
+                ends = await self._look(asked.keys())
         except StatementRejected:
             await self._tell_one_by_one(asked)
             return
         for job_id, waiters in asked.items():
-            record = records.get(job_id)
-            if record is None or not record.status.active:
-                self._answer(job_id, waiters, record)
+            self._answer_if_over(job_id, waiters, ends)
+
+    async def _look(self, job_ids: AbstractSet[UUID]) -> Mapping[UUID, End | None]:
+        """Look at all of them; have the storage wake us for those that it does not know of."""
+        if not self._bell.listening:
+            return await self._storage.watch(job_ids) if job_ids else {}
+        now = anyio.current_time()
+        if now - self._watched_since > _AGAIN:
+            self._watched.clear()
+            self._watched_since = now
+        new, gone = job_ids - self._watched, self._watched - job_ids
+        ends: dict[UUID, End | None] = {}
+        if new or gone:
+            ends.update(await self._storage.watch(new, watcher=self._name, over=gone))
+            self._watched = set(job_ids)
+        if known := job_ids - new:
+            ends.update(await self._storage.watch(known))
+        return ends
 
     async def _tell_one_by_one(self, asked: dict[UUID, set[_Waiter]]) -> None:
         """Something about one of them can't be read: that is no reason to keep the others waiting."""
         for job_id, waiters in asked.items():
             try:
                 with answered_within(ANSWER, "a look at a job that is waited for"):
-                    record = (await self._storage.find([job_id])).get(job_id)
+                    ends = await self._storage.watch([job_id])
             except StatementRejected as error:
                 self._answer(job_id, waiters, error)
             else:
-                if record is None or not record.status.active:
-                    self._answer(job_id, waiters, record)
+                self._answer_if_over(job_id, waiters, ends)
 
-    def _answer(self, job_id: UUID, waiters: set[_Waiter], answer: JobRecord | Exception | None) -> None:
+    # --- answering ----------------------------------------------------------------------------------
+
+    def _answer_if_over(self, job_id: UUID, waiters: set[_Waiter], ends: Mapping[UUID, End | None]) -> None:
+        if job_id not in ends or ends[job_id] is not None:
+            self._answer(job_id, waiters, ends.get(job_id))
+
+    def _answer(self, job_id: UUID, waiters: set[_Waiter], answer: End | Exception | None) -> None:
         for waiter in list(waiters):
             if isinstance(answer, Exception):
                 waiter.error = answer
             else:
-                waiter.record = answer
+                waiter.end = answer
             waiter.over.set()
         left = self._waiters.get(job_id, set()) - waiters
         if left:

@@ -9,7 +9,7 @@ import logging
 import math
 import random
 from collections.abc import Collection
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 
@@ -86,16 +86,32 @@ class Alarm:
                 await self._moved.wait()
 
 
+class Bell(Protocol):
+    """What is rung when a wake is heard; it knows whether any will be."""
+
+    listening: bool
+
+    def ring(self) -> None:
+        """A wake was heard, or may have been missed."""
+        ...
+
+
 class Listening:
     """Turns the storage's wakes into rings, and replaces a listener that broke."""
 
-    def __init__(self, storage: Storage, queues: Collection[str], doorbell: Doorbell) -> None:
+    def __init__(self, storage: Storage, queues: Collection[str], doorbell: Bell) -> None:
         self._storage = storage
         self._queues = queues
         self._doorbell = doorbell
 
     async def run(self) -> None:
         """Listen until cancelled. What hears of this process alone rings sooner, and is polled beside."""
+        try:
+            await self._listen()
+        finally:
+            self._doorbell.listening = False
+
+    async def _listen(self) -> None:
         hears = self._storage.capabilities.listen
         patience = Patience("listener")
         while True:

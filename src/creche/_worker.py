@@ -169,9 +169,9 @@ class Worker:
         handlers: Handlers
         types: Collection[str] | None
         if self._handler is not None:
-            handlers, types = PlainHandler(self._handler, queue.serializer), None
+            handlers, types = PlainHandler(self._handler, queue.serializer, queue.result_limit), None
         else:
-            handlers = TaskHandlers(queue.tasks, queue.serializer)
+            handlers = TaskHandlers(queue.tasks, queue.serializer, queue.result_limit)
             types = queue.tasks.types
             if not types:
                 hint = "register one with `@queue.task(…)`, or give `handler=`"
@@ -190,7 +190,12 @@ class Worker:
             hooks=self._hooks,
         )
         return Supervisor(
-            settings, storage=queue.storage, handlers=handlers, serializer=queue.serializer, settled=queue.settled
+            settings,
+            storage=queue.storage,
+            handlers=handlers,
+            serializer=queue.serializer,
+            result_limit=queue.result_limit,
+            settled=queue.settled,
         )
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "ListenerDeaf",
     "MissingExtra",
     "NoCurrentJob",
+    "NotCommitted",
     "OptionInvalid",
     "PayloadInvalid",
     "QueueNotOpen",
@@ -210,8 +211,17 @@ class JobError(CrecheError):
 class JobNotFound(JobError, LookupError):
     """No such job: it was never dispatched here, or its retention is over."""
 
+    def __init__(self, job_id: UUID, message: str | None = None) -> None:
+        why = "never dispatched to this database, or pruned since"
+        super().__init__(job_id, message or f"there is no job {job_id}: {why}")
+
+
+class NotCommitted(JobNotFound):
+    """The job was dispatched within a transaction of the caller's, and is not there: that was not committed."""
+
     def __init__(self, job_id: UUID) -> None:
-        super().__init__(job_id, f"there is no job {job_id}: never dispatched to this database, or pruned since")
+        what = f"job {job_id} was dispatched with `connection=…`, and is not there"
+        super().__init__(job_id, f"{what}: commit that transaction, then wait; if it was rolled back, so was the job")
 
 
 class JobFailed(JobError):

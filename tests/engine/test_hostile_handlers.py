@@ -338,13 +338,14 @@ async def test_a_wait_keeps_its_time_though_the_storage_is_gone(
     queue.foreign("never")
     receipt = await queue.dispatch("never")
 
-    async def find(_: Collection[UUID]) -> NoReturn:
+    async def unreachable(_: Collection[UUID], **__: object) -> NoReturn:
         if trouble == "hang":
             await anyio.sleep_forever()
         await anyio.lowlevel.checkpoint()
         raise StorageUnavailable("planted")
 
-    monkeypatch.setattr(storage, "find", find)
+    monkeypatch.setattr(storage, "find", unreachable)
+    monkeypatch.setattr(storage, "watch", unreachable)
     began = anyio.current_time()
     with pytest.raises(WaitTimeout, match="can't be looked up"):
         await receipt.wait(3)
@@ -360,14 +361,14 @@ async def test_a_row_that_cannot_be_read_keeps_nobody_else_waiting(
 
     queue.foreign("poison")
     poison = await queue.dispatch("poison")
-    find = storage.find
+    watch = storage.watch
 
-    async def picky(job_ids: Collection[UUID]) -> object:
+    async def picky(job_ids: Collection[UUID], **options: Any) -> object:
         if poison.job_id in job_ids:
             raise StatementRejected("planted: a date out of range")
-        return await find(job_ids)
+        return await watch(job_ids, **options)
 
-    monkeypatch.setattr(storage, "find", picky)
+    monkeypatch.setattr(storage, "watch", picky)
     refused: list[StatementRejected] = []
 
     async def wait_for_poison() -> None:
@@ -393,10 +394,10 @@ async def test_whoever_waits_after_a_retry_is_not_told_of_the_failure_before(
             raise ValueError("the first time")
         return "the second time"
 
-    find, asked, go_on = storage.find, anyio.Event(), anyio.Event()
+    watch, asked, go_on = storage.watch, anyio.Event(), anyio.Event()
 
-    async def slow(job_ids: Collection[UUID]) -> object:
-        answer = await find(job_ids)
+    async def slow(job_ids: Collection[UUID], **options: Any) -> object:
+        answer = await watch(job_ids, **options)
         asked.set()
         await go_on.wait()
         return answer
@@ -405,7 +406,7 @@ async def test_whoever_waits_after_a_retry_is_not_told_of_the_failure_before(
         receipt = await work.dispatch()
         with pytest.raises(JobFailed):
             await receipt.wait(10)
-        monkeypatch.setattr(storage, "find", slow)
+        monkeypatch.setattr(storage, "watch", slow)
 
         async def wait_before() -> None:
             with pytest.raises(JobFailed):

@@ -146,7 +146,7 @@ async def _dispatch(queue: Queue, send: partial[Any], wait: float | None, json: 
 
 async def _over(queue: Queue, receipt: Receipt[Any], limit: float) -> JobRecord | None:
     with anyio.move_on_after(limit):
-        return await queue.wait_for(receipt.job_id)
+        await queue.wait_for(receipt.job_id)
     return await queue.look_up(receipt.job_id)
 
 
