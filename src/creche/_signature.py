@@ -84,6 +84,15 @@ class Signature:
             misfit = refusal(error)
             raise PayloadInvalid(misfit.reason, path=misfit.path, type=self._type) from None
 
+    @property
+    def takes_no_result(self) -> bool:
+        """Whether a callback can do without a result: its first parameter takes None, or there is none."""
+        first = next(iter(msgspec.structs.fields(self.arguments)), None)
+        try:
+            return first is None or msgspec.convert(None, first.type) is None
+        except msgspec.ValidationError:
+            return False
+
     def around_result(self, given: Mapping[str, object], *, nullable: bool) -> tuple[dict[str, Any], str | None]:
         """Return the checked arguments of a callback, and the parameter that is left for the result: the first one that
         is not given; None if all are.

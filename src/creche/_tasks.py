@@ -69,14 +69,9 @@ class Task(Generic[P, R]):
         self.__name__ = getattr(function, "__name__", type)
         self.__module__ = function.__module__
         self.__wrapped__ = function
-        if on is not None:
-            self._check_callback(on)
-
-    def _check_callback(self, on: On) -> None:
-        try:
-            self.signature.around_result({}, nullable=on is not On.SUCCESS)
-        except PayloadInvalid as error:
-            raise TaskInvalid(f"{self.function!r} can't be a callback: {error}") from None
+        if on not in {None, On.SUCCESS} and not self.signature.takes_no_result:
+            hint = "where the job failed or was cancelled there is no result, so its first parameter must take None"
+            raise TaskInvalid(f'{function!r} can\'t be a callback with on="{on}": {hint}')
 
     def __repr__(self) -> str:
         return f"<Task {self.type!r}>"
@@ -358,7 +353,8 @@ class Tasks:
         """Register a function to run when a job is over that was dispatched with `callbacks=[…]`.
 
         It is a task like any other, and may be dispatched as one. As a callback its first parameter (after a first
-        `Job`, whose `origin` tells of the job that is over) gets the result; what others it has must have defaults.
+        `Job`, whose `origin` tells of the job that is over) gets the result; for the others there are defaults, or
+        `Callback(…, arguments={…})`.
 
         Args:
             type: its job type: the name by which it can be asked for.
