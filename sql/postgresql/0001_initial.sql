@@ -36,6 +36,14 @@ CREATE TABLE creche_jobs (
     -- [{attempt, failed_at, type, message, traceback}], oldest first; last_error is its newest, for people.
     errors            jsonb            NOT NULL DEFAULT '[]',
     last_error        text,
+    -- What is written when this job is over: lists of {id, type, queue_name, priority, max_attempts, head, tail, then} by
+    -- the end that calls for them. What an end has called for is gone from it, so nothing is ever written twice. jsonb,
+    -- for it is taken apart and put together; payloads stand in it as strings, which jsonb leaves as they are.
+    callbacks         jsonb,
+    -- The job that this one follows, if it was a callback, as it had ended: {id, type, queue_name, status, error}.
+    origin            json,
+    progress          double precision,
+    progress_message  text,
     created_at        timestamptz      NOT NULL,
     updated_at        timestamptz      NOT NULL,
     completed_at      timestamptz
@@ -91,3 +99,13 @@ CREATE TABLE creche_dead_letters (
 );
 
 CREATE INDEX creche_dead_letters_buried ON creche_dead_letters (buried_at);
+
+-- Who is to be woken when a job is over. Hints: a row that is lost costs somebody a second, and none is kept for long.
+CREATE TABLE creche_watches (
+    job_id  uuid             NOT NULL,
+    watcher text COLLATE "C" NOT NULL,
+    since   timestamptz      NOT NULL,
+    PRIMARY KEY (job_id, watcher)
+);
+
+CREATE INDEX creche_watches_since ON creche_watches (since);

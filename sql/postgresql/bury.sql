@@ -37,5 +37,5 @@ WITH expired AS MATERIALIZED (
         ON CONFLICT (job_id) DO UPDATE
        SET attempts = excluded.attempts, buried_at = excluded.buried_at, errors = excluded.errors
 )
-SELECT count(*)::integer
+SELECT count(*)::integer, array_agg(id)
   FROM buried

@@ -2,7 +2,7 @@
 -- of a page is where the next one begins.
 SELECT id, queue_name, type, payload, status, priority, attempts, max_attempts, available_at, locked_until, locked_by,
        errors, idempotency_key, fingerprint, cancel_requested, created_at, updated_at, completed_at, result,
-       result_expires_at
+       result_expires_at, progress, progress_message, origin
   FROM creche_jobs
  WHERE (%(before)s::uuid IS NULL OR id < %(before)s::uuid)
    AND (%(queues)s::text[] IS NULL OR queue_name = ANY (%(queues)s::text[]))

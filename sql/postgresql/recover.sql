@@ -36,7 +36,7 @@ WITH expired AS MATERIALIZED (
            updated_at = coalesce(%(now)s::timestamptz, now()),
            completed_at = CASE WHEN cancel_requested THEN coalesce(%(now)s::timestamptz, now()) END
      WHERE id = ANY (ARRAY (SELECT expired.id FROM expired))
-    RETURNING id
+    RETURNING id, completed_at
 )
-SELECT count(*)::integer
+SELECT count(*)::integer, array_agg(id) FILTER (WHERE completed_at IS NOT NULL)
   FROM recovered

@@ -27,9 +27,11 @@ WITH claimed AS MATERIALIZED (
            nonce = %(nonce)s,
            locked_by = %(worker)s,
            locked_until = coalesce(%(now)s::timestamptz, clock_timestamp()) + make_interval(secs => %(lease)s),
+           progress = NULL,
+           progress_message = NULL,
            updated_at = coalesce(%(now)s::timestamptz, now())
      WHERE id = ANY (ARRAY (SELECT claimed.id FROM claimed))
-    RETURNING id, token, queue_name, type, payload, priority, attempts, max_attempts, created_at, available_at
+    RETURNING id, token, queue_name, type, payload, priority, attempts, max_attempts, created_at, available_at, origin
 ), due AS (
     SELECT min(s.available_at) AS next
       FROM unnest(%(queues)s::text[]) AS q (name)
@@ -43,7 +45,8 @@ WITH claimed AS MATERIALIZED (
            ) AS s
 )
 SELECT extract(epoch FROM due.next - coalesce(%(now)s::timestamptz, now()))::double precision,
-       r.id, r.token, r.queue_name, r.type, r.payload, r.priority, r.attempts, r.max_attempts, r.created_at
+       r.id, r.token, r.queue_name, r.type, r.payload, r.priority, r.attempts, r.max_attempts, r.created_at,
+       r.origin
   FROM due
   LEFT JOIN reserved AS r ON true
  ORDER BY array_position(%(queues)s::text[], r.queue_name), r.priority DESC, r.available_at, r.id

@@ -1,7 +1,7 @@
 -- End attempts: results, retries, releases and dead letters of a whole batch in one statement, fenced by the whole
 -- lease. What follows from which event is decided in creche._lifecycle; only what the row itself knows is decided
 -- here: whether a cancellation was asked for, and by the database's clock whether the job is due already.
--- ANY (ARRAY ...): see extend.sql.
+-- statement_timestamp(): within a handler's transaction, now() may be long ago. ANY (ARRAY ...): see extend.sql.
 WITH ended AS MATERIALIZED (
     SELECT n.*, clock.now,
            CASE WHEN n.due THEN coalesce(n.available_at, clock.now + make_interval(secs => n.delay)) END AS due_at
@@ -10,7 +10,7 @@ WITH ended AS MATERIALIZED (
                due boolean, delay double precision, available_at timestamptz,
                result text, error text, last_error text
            )
-     CROSS JOIN (SELECT coalesce(%(now)s::timestamptz, now()) AS now) AS clock
+     CROSS JOIN (SELECT coalesce(%(now)s::timestamptz, statement_timestamp()) AS now) AS clock
 ), settled AS (
     UPDATE creche_jobs AS j
        SET status = CASE

@@ -91,6 +91,7 @@ class TestPostgreSQLStorage(StorageConformance):
     def unopened(self, reused: Raw, postgresql_database: str) -> PostgreSQLStorage:
         reused.execute("DELETE FROM creche_jobs")
         reused.execute("DELETE FROM creche_dead_letters")
+        reused.execute("DELETE FROM creche_watches")
         row = reused.execute("SELECT current_schema()").fetchone()
         assert row
         self.dsn = in_schema(postgresql_database, row[0])

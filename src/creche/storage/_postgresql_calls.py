@@ -5,9 +5,11 @@ It knows no table, and decides nothing about jobs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
+
+from attrs import frozen
 
 from creche.storage._psycopg import Connection
 
@@ -32,6 +34,34 @@ async def together(connection: Link, statements: Sequence[Statement]) -> list[li
     async with connection.pipeline():
         cursors = [await connection.execute(statement, parameters) for statement, parameters in statements]
     return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
+
+class Runner(Protocol):
+    """Runs statements by their names, in one transaction or in none: whoever made it knows."""
+
+    async def rows(self, name: str, parameters: dict[str, Any]) -> Sequence[Row]:
+        """Run one statement."""
+        ...
+
+    async def together(self, names: Sequence[str], parameters: dict[str, Any]) -> Sequence[Sequence[Row]]:
+        """Run several statements in one transaction; each takes of the parameters what it names."""
+        ...
+
+
+@frozen
+class OwnRunner:
+    """Runs statements on a connection of the pool: each call is a transaction, unless one has begun."""
+
+    connection: Link
+    sql: Mapping[str, bytes]
+
+    async def rows(self, name: str, parameters: dict[str, Any]) -> Sequence[Row]:
+        """See `Runner.rows`: one round trip."""
+        return await rows(self.connection, self.sql[name], parameters)
+
+    async def together(self, names: Sequence[str], parameters: dict[str, Any]) -> Sequence[Sequence[Row]]:
+        """See `Runner.together`: one round trip."""
+        return await together(self.connection, [(self.sql[name], parameters) for name in names])
 
 
 def bare(text: str) -> bytes:

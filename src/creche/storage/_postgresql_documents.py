@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 
-from creche._job import Lease, NewJob, ReservedJob, Settlement
+from creche._job import FollowUp, Lease, NewJob, Progress, ReservedJob, Settlement
 from creche.storage._batches import in_lease_order, lease_order
 from creche.storage._postgresql_calls import Row
-from creche.storage._rows import settlement_columns
+from creche.storage._rows import callbacks_document, origin, origin_json, settlement_columns
 
 _ENCODER: Final = msgspec.json.Encoder()
 
@@ -25,31 +26,47 @@ def _document(elements: list[dict[str, Any]]) -> str:
 
 def jobs_document(jobs: Iterable[NewJob]) -> str:
     """Return `insert.sql`'s jobs, which `find_standing.sql` and `expire_results.sql` read as well."""
-    return _document(
-        [
-            {
-                "id": job.id,
-                "queue_name": job.queue_name,
-                "type": job.type,
-                "payload": job.payload.decode(),
-                "priority": job.priority,
-                "max_attempts": job.max_attempts,
-                "delay": job.delay,
-                "available_at": job.available_at,
-                "idempotency_key": job.idempotency_key,
-                "fingerprint": None if job.fingerprint is None else f"\\x{job.fingerprint.hex()}",
-                "result_ttl": job.result_ttl,
-            }
-            for job in jobs
-        ]
-    )
+    return _document([_job(job) for job in jobs])
 
 
-def leases_document(leases: Iterable[Lease]) -> str:
+def _job(job: NewJob) -> dict[str, Any]:
+    element: dict[str, Any] = {
+        "id": job.id,
+        "queue_name": job.queue_name,
+        "type": job.type,
+        "payload": job.payload.decode(),
+        "priority": job.priority,
+        "max_attempts": job.max_attempts,
+        "delay": job.delay,
+        "available_at": job.available_at,
+        "idempotency_key": job.idempotency_key,
+        "fingerprint": None if job.fingerprint is None else f"\\x{job.fingerprint.hex()}",
+        "result_ttl": job.result_ttl,
+    }
+    # What few jobs have: a key that is not there is NULL.
+    if job.refresh:
+        element["refresh"] = True
+    if job.callbacks:
+        element["callbacks"] = callbacks_document(job.callbacks)
+    if job.origin is not None:
+        element["origin"] = msgspec.Raw((origin_json(job.origin) or "null").encode())
+    return element
+
+
+def joins_document(joins: Mapping[UUID, Iterable[FollowUp]]) -> str:
+    """Return the callbacks of `attach.sql`, by the job that they are for."""
+    return _document([{"id": job_id, "callbacks": callbacks_document(each)} for job_id, each in joins.items()])
+
+
+def leases_document(leases: Iterable[Lease], progress: Mapping[Lease, Progress] | None = None) -> str:
     """Return the leases of `extend.sql` and `settled_before.sql`, sorted: rows are locked in one order."""
-    return _document(
-        [{"id": lease.job_id, "token": lease.token, "nonce": lease.nonce} for lease in sorted(leases, key=lease_order)]
-    )
+    elements: list[dict[str, Any]] = []
+    for lease in sorted(leases, key=lease_order):
+        element: dict[str, Any] = {"id": lease.job_id, "token": lease.token, "nonce": lease.nonce}
+        if progress and (said := progress.get(lease)):
+            element |= {"progress": said.fraction, "progress_message": said.message}
+        elements.append(element)
+    return _document(elements)
 
 
 def settlements_document(settlements: Iterable[Settlement]) -> str:
@@ -93,7 +110,7 @@ def texts(names: Collection[str] | None) -> list[str] | None:
 
 def reserved_job(row: Row, nonce: int) -> ReservedJob:
     """Return a row of `reserve.sql`."""
-    _, job_id, token, queue_name, job_type, payload, priority, attempts, max_attempts, created_at = row
+    _, job_id, token, queue_name, job_type, payload, priority, attempts, max_attempts, created_at, followed = row
     return ReservedJob(
         lease=Lease(job_id=job_id, token=token, nonce=nonce),
         queue_name=queue_name,
@@ -103,6 +120,7 @@ def reserved_job(row: Row, nonce: int) -> ReservedJob:
         attempt=attempts,
         max_attempts=max_attempts,
         created_at=created_at.astimezone(UTC),
+        origin=origin(followed),
     )
 
 

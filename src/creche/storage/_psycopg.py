@@ -28,6 +28,7 @@ from attrs import field, frozen
 from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline, AsyncTransaction, pq
 from psycopg import errors as e
 from psycopg._conninfo_utils import get_param, is_ip_address, split_attempts
+from psycopg._preparing import PrepareManager
 from psycopg.abc import AdaptContext, Buffer, ConnDict, ConnParam, PQGen, PQGenConn
 from psycopg.adapt import AdaptersMap, Loader
 from psycopg.conninfo import conninfo_attempts_async, conninfo_to_dict, make_conninfo, timeout_from_conninfo
@@ -374,6 +375,18 @@ class Connection(AsyncConnection[Row]):
         # The commit is durable here and perhaps nowhere else; the text is translated, the function's name is not.
         if diagnostic.source_function == "SyncRepWaitForLSN":
             self._unreplicated = True
+
+    def forget(self) -> None:
+        """Be as psycopg makes connections, whatever its last user has set on it; what the server keeps of a session is
+        not touched.
+        """
+        self.row_factory = tuple_row
+        self.cursor_factory = AsyncCursor
+        self._adapters = AdaptersMap(psycopg.adapters)
+        self._prepared = PrepareManager()
+        self.prepare_threshold = None
+        self._notify_handlers.clear()
+        self._notice_handlers[:] = [self._notice]
 
     def cancel(self) -> None:
         """Drop the socket at once, whoever waits on it. Where psycopg would ask the server to stop, this happens."""

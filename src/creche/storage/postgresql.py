@@ -23,13 +23,16 @@ from psycopg.rows import dict_row
 from creche._job import (
     ERRORS_KEPT,
     WAKE_HORIZON,
+    WATCH_LIMIT,
     DeadLetter,
+    End,
     Extension,
     Insertion,
     JobFilter,
     JobRecord,
     Lease,
     NewJob,
+    Progress,
     QueueStats,
     Reservation,
     Retention,
@@ -40,18 +43,20 @@ from creche._job import (
     check_integer,
     check_seconds,
 )
-from creche.abc import Capabilities, Listener
+from creche.abc import Capabilities, Listener, Transaction
 from creche.errors import QueueNotOpen, StorageUnavailable, UsageError
 from creche.storage import _postgresql_documents as documents
 from creche.storage import mask
 from creche.storage._calls import Calls
 from creche.storage._pool import TransientConflict
-from creche.storage._postgresql_calls import Link, Row, bare, rows, split_options, together
-from creche.storage._postgresql_dispatch import Dispatched, dispatch
+from creche.storage._postgresql_calls import Link, OwnRunner, Row, bare, rows, split_options, together
+from creche.storage._postgresql_dispatch import Dispatched, dispatch, dispatch_within
+from creche.storage._postgresql_handles import HandleRunner, json_texts, through
 from creche.storage._postgresql_listener import PostgreSQLListener, channel_name
 from creche.storage._postgresql_schema import Schema
+from creche.storage._postgresql_transaction import Transactions
 from creche.storage._psycopg import PsycopgDriver
-from creche.storage._rows import dead_letter, job_record, queue_stats
+from creche.storage._rows import dead_letter, end, job_record, queue_stats
 from creche.storage._sql import load
 from creche.storage._wakes import Wakes
 
@@ -59,6 +64,9 @@ _CAPABILITIES: Final = Capabilities(listen=True, shared=True, durable=True)
 
 # Seconds between two notifications of a process.
 NOTIFY_PAUSE: Final = 0.005
+
+# Seconds after which a watch is noted again.
+WATCH_AGAIN: Final = WATCH_LIMIT / 4
 
 _NO_ROWS: Final[Sequence[Row]] = ()
 
@@ -70,6 +78,7 @@ class _Opened:
     """What exists only between entering and leaving."""
 
     channel: str
+    schema: str
     say: Callable[[Sequence[str]], Awaitable[None]]
     wakes: Wakes
 
@@ -83,7 +92,8 @@ class PostgreSQLStorage:
     Args:
         dsn: a URL, `postgresql://user:password@host/database?sslmode=require`, or libpq's `host=… dbname=…`. A URL
             may also carry the options below. With several hosts, say `target_session_attrs=read-write`.
-        pool_size: how many connections are used for calls, at most; each listener has one more.
+        pool_size: how many connections are used for calls, at most, and how many for handlers' transactions; each
+            listener has one more.
         call_timeout: seconds after which a call is given up as StorageUnavailable, whatever it was waiting for;
             the end of a transaction may take two more. A lease must be a good deal longer.
         prepare_threshold: prepare a statement when it is sent for this many times; None, never: a pooler may hand
@@ -100,14 +110,13 @@ class PostgreSQLStorage:
             dsn,
             prepare_threshold=None if threshold is None else check_integer("prepare_threshold", threshold, 0, 1_000),
         )
-        self._calls = Calls(
-            self._driver,
-            pool_size=check_integer("pool_size", options.get("pool_size", pool_size), 1, 1_000),
-            timeout=check_seconds("call_timeout", options.get("call_timeout", call_timeout), positive=True),
-        )
+        size = check_integer("pool_size", options.get("pool_size", pool_size), 1, 1_000)
+        timeout = check_seconds("call_timeout", options.get("call_timeout", call_timeout), positive=True)
+        self._calls = Calls(self._driver, pool_size=size, timeout=timeout)
         dialect = load("postgresql")
         self._schema = Schema(dialect, self._driver)
         self._sql = {name: bare(text) for name, text in dialect.statements.items()}
+        self._transactions = Transactions(self._driver, sql=self._sql, size=size, timeout=timeout)
         self._opened: _Opened | None = None
 
     def __repr__(self) -> str:
@@ -128,15 +137,17 @@ class PostgreSQLStorage:
     async def __aenter__(self) -> Self:
         if self._opened is not None:
             raise UsageError(f"{self!r} is open already: make another one")
-        channel = None
+        schema = None
         with anyio.move_on_after(self._calls.timeout):
-            channel = channel_name(await self._schema.check())
-        if channel is None:
+            schema = await self._schema.check()
+        if schema is None:
             raise StorageUnavailable(f"{self._name}: PostgreSQL gave no answer in {self._calls.timeout:g} s")
+        channel = channel_name(schema)
         self._calls.open()
+        self._transactions.open()
         say = partial(self._notify, channel)
         wakes = await Wakes.open(say, pause=NOTIFY_PAUSE, server=self._driver.server, timeout=self._calls.timeout)
-        self._opened = _Opened(channel, say, wakes)
+        self._opened = _Opened(channel, schema, say, wakes)
         return self
 
     async def __aexit__(
@@ -152,6 +163,7 @@ class PostgreSQLStorage:
             try:
                 await opened.wakes.end()
             finally:
+                await self._transactions.aclose()
                 await self._calls.aclose()
 
     async def migrate(self) -> Sequence[str]:
@@ -164,11 +176,39 @@ class PostgreSQLStorage:
 
     # --- dispatch -----------------------------------------------------------------------------------
 
-    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
-        """See `Storage.insert`."""
-        nothing = Dispatched((), frozenset())
-        dispatched = await self._run(jobs, partial(dispatch, sql=self._sql, jobs=jobs, now=now), nothing)
+    async def insert(
+        self, jobs: Sequence[NewJob], *, now: datetime | None = None, connection: object = None
+    ) -> Sequence[Insertion]:
+        """See `Storage.insert`.
+
+        As `connection` it takes psycopg's (both kinds), asyncpg's, and SQLAlchemy's connections and sessions (both
+        kinds, with any driver), in a transaction. Those that are not async block the event loop for as long as their
+        statements take. Its search_path does not matter.
+        """
+        if connection is not None:
+            return await self._insert_through(connection, jobs, now)
+
+        async def work(link: Link) -> Dispatched:
+            return await dispatch(OwnRunner(link, self._sql), jobs=jobs, now=now)
+
+        dispatched = await self._run(jobs, work, Dispatched((), frozenset()))
         self._wake(dispatched.woken)
+        return dispatched.answers
+
+    async def _insert_through(
+        self, handle: object, jobs: Sequence[NewJob], now: datetime | None
+    ) -> Sequence[Insertion]:
+        opened = self._opened
+        if opened is None:
+            raise QueueNotOpen
+        run = through(handle)
+        await checkpoint()
+        if not jobs:
+            return ()
+        runner = HandleRunner(run, self._sql, opened.schema)
+        dispatched = await dispatch_within(runner, jobs=jobs, now=now)
+        if dispatched.woken:
+            await runner.rows("announce", {"channel": opened.channel, "queues": json_texts(sorted(dispatched.woken))})
         return dispatched.answers
 
     # --- leases -------------------------------------------------------------------------------------
@@ -200,10 +240,17 @@ class PostgreSQLStorage:
             next_due_in=documents.seconds_until(answer[0][0]),
         )
 
-    async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
+    async def extend(
+        self,
+        leases: Collection[Lease],
+        seconds: float,
+        *,
+        progress: Mapping[Lease, Progress] | None = None,
+        now: datetime | None = None,
+    ) -> Extension:
         """See `Storage.extend`."""
         given = frozenset(leases)
-        parameters = {"leases": documents.leases_document(given), "seconds": seconds, "now": now}
+        parameters = {"leases": documents.leases_document(given, progress), "seconds": seconds, "now": now}
         answer = await self._rows(given, "extend", parameters)
         held = documents.by_lease(answer)
         return Extension(
@@ -219,13 +266,16 @@ class PostgreSQLStorage:
             "settlements": documents.settlements_document(settlements),
             "kept": ERRORS_KEPT,
             "horizon": WAKE_HORIZON,
+            "ids": sorted(lease.job_id for lease in given),
             "now": now,
         }
         woken: set[str] = set()
 
         async def work(connection: Link) -> Settled:
-            settled = documents.by_lease(await rows(connection, self._sql["settle"], parameters))
+            ended, followed = await OwnRunner(connection, self._sql).together(("settle", "follow_up"), parameters)
+            settled = documents.by_lease(ended)
             woken.update(queue for (queue,) in settled.values() if queue is not None)
+            woken.update(name for (name,) in followed)
             if lost := given - settled.keys():
                 leases = {"leases": documents.leases_document(lost)}
                 settled |= documents.by_lease(await rows(connection, self._sql["settled_before"], leases))
@@ -245,13 +295,24 @@ class PostgreSQLStorage:
             "completed": retention.completed,
             "failed": retention.failed,
             "cancelled": retention.cancelled,
+            "unwatched": WATCH_LIMIT,
             "now": now,
         }
-        names = ("recover", "bury", "promote", "prune", "prune_dead_letters", "next_due", "next_expiry")
-        statements = [(self._sql[name], parameters) for name in names]
-        answer = await self._calls.run(partial(together, statements=statements))
-        ((recovered,),), ((buried,),), ((promoted, woken),), ((pruned,),), _, ((due_in,),), ((expiry_in,),) = answer
-        self._wake(woken or ())
+        names = ("promote", "prune", "prune_dead_letters", "prune_watches", "next_due", "next_expiry")
+
+        async def work(connection: Link) -> tuple[Sequence[Sequence[Row]], ...]:
+            runner = OwnRunner(connection, self._sql)
+            async with connection.transaction():
+                ends = await runner.together(("recover", "bury"), parameters)
+                over = [job_id for ((_, ids),) in ends for job_id in ids or ()]
+                followed = await runner.rows("follow_up", {"ids": over, "now": now}) if over else _NO_ROWS
+                return followed, *ends, *await runner.together(names, parameters)
+
+        followed, *answer = await self._calls.run(work)
+        ((recovered, _),), ((buried, _),), ((promoted, woken),), ((pruned,),), _, _, ((due_in,),), ((expiry_in,),) = (
+            answer
+        )
+        self._wake({name for (name,) in followed}.union(woken or ()))
         return Upkeep(
             recovered=recovered,
             buried=buried,
@@ -266,7 +327,12 @@ class PostgreSQLStorage:
     async def cancel(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
         """See `Storage.cancel`."""
         parameters = {"ids": list(job_ids), "now": now}
-        answer = await self._rows(job_ids, "cancel", parameters)
+
+        async def work(connection: Link) -> Sequence[Sequence[Row]]:
+            return await OwnRunner(connection, self._sql).together(("cancel", "follow_up"), parameters)
+
+        answer, followed = await self._run(job_ids, work, (_NO_ROWS, _NO_ROWS))
+        self._wake({name for (name,) in followed})
         return {job_id: Status(status) for job_id, status in answer}
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
@@ -292,6 +358,22 @@ class PostgreSQLStorage:
         records = [job_record(row) for row in await self._named("find", {"ids": list(job_ids)})]
         return {record.id: record for record in records}
 
+    async def watch(
+        self, job_ids: Collection[UUID], *, watcher: str | None = None, over: Collection[UUID] = ()
+    ) -> Mapping[UUID, End | None]:
+        """See `Storage.watch`."""
+        parameters = {"ids": sorted(job_ids), "watcher": watcher, "over": sorted(over), "again": WATCH_AGAIN}
+        notes = [name for name, ids in {"unwatch": over, "watch": job_ids}.items() if watcher is not None and ids]
+
+        async def work(connection: Link) -> Sequence[Row]:
+            runner = OwnRunner(connection, self._sql)
+            if notes:  # committed before we look: who ends a job later finds them, and who did so before is seen
+                await runner.together(notes, parameters)
+            return await runner.rows("ends", parameters) if job_ids else _NO_ROWS
+
+        answer = await self._run([*job_ids, *notes], work, _NO_ROWS)
+        return {job_id: end(status, result, errors) for job_id, status, result, errors in answer}
+
     async def list(self, where: JobFilter, limit: int, *, before: UUID | None = None) -> Sequence[JobRecord]:
         """See `Storage.list`."""
         parameters = {
@@ -311,7 +393,15 @@ class PostgreSQLStorage:
         """See `Storage.stats`."""
         return queue_stats(await self._calls.run(partial(rows, statement=self._sql["stats"], parameters={"now": now})))
 
-    # --- wakes --------------------------------------------------------------------------------------
+    # --- transactions and wakes ---------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Transaction]:
+        """See `Storage.transaction`. Its `connection` is psycopg's `AsyncConnection`, on asyncio and on trio; what is
+        set on it or in its session is gone afterwards.
+        """
+        async with self._transactions.begin(self._wake) as transaction:
+            yield transaction
 
     @asynccontextmanager
     async def listen(self, queues: Collection[str]) -> AsyncGenerator[Listener]:

@@ -1,0 +1,136 @@
+"""Dispatch through a caller's own handle on PostgreSQL: which ones are taken, and how statements go through them.
+
+It ends no transaction, runs nothing again and translates no error: all of that is the caller's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+import psycopg
+from attrs import frozen
+from psycopg import pq
+from psycopg.rows import tuple_row
+
+from creche.errors import OptionInvalid
+from creche.storage._handles import Ran, Run, is_one_of, through_sqlalchemy
+from creche.storage._postgresql_calls import Row
+
+_DIALECTS: Final = frozenset({"postgresql"})
+_ASYNCPG: Final[Mapping[str, Sequence[str]]] = {
+    "asyncpg.connection": ("Connection",),
+    "asyncpg.pool": ("PoolConnectionProxy",),
+}
+_IN_TRANSACTION: Final = (
+    "a connection in a transaction: each statement of this one is committed by itself, and a dispatch may take several"
+)
+_PLACEHOLDER: Final = re.compile(r"%\((\w+)\)s")
+_TABLE: Final = re.compile(r"\bcreche_(?:jobs|watches)\b")
+
+
+def through(handle: object) -> Run:
+    """Return how to run statements through a handle of the caller's.
+
+    Raises:
+        OptionInvalid: it is none that is known, or in no transaction.
+    """
+    if isinstance(handle, psycopg.AsyncConnection):
+        _check(handle, handle.autocommit)
+        return partial(_psycopg, handle)
+    if isinstance(handle, psycopg.Connection):
+        _check(handle, handle.autocommit)
+        return partial(_psycopg_sync, handle)
+    if is_one_of(handle, _ASYNCPG):
+        if not handle.is_in_transaction():  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+            raise OptionInvalid("connection", handle, _IN_TRANSACTION)
+        return partial(_asyncpg, handle)
+    run = through_sqlalchemy(handle, _DIALECTS)
+    if run is None:
+        raise OptionInvalid("connection", handle, "a connection of psycopg, asyncpg or SQLAlchemy, or a session of it")
+    return run
+
+
+def _check(handle: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], autocommit: bool) -> None:
+    if autocommit and handle.info.transaction_status == pq.TransactionStatus.IDLE:
+        raise OptionInvalid("connection", handle, _IN_TRANSACTION)
+
+
+# Cursors of our own: the caller's connection may make some that give dicts, or that take other placeholders.
+
+
+async def _psycopg(connection: psycopg.AsyncConnection[Any], text: str) -> Ran:
+    async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
+        await cursor.execute(text.encode())
+        return Ran(await cursor.fetchall() if cursor.description else [], cursor.rowcount)
+
+
+async def _psycopg_sync(connection: psycopg.Connection[Any], text: str) -> Ran:
+    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+        cursor.execute(text.encode())
+        return Ran(cursor.fetchall() if cursor.description else [], cursor.rowcount)
+
+
+async def _asyncpg(connection: Any, text: str) -> Ran:
+    rows = [tuple(record.values()) for record in await connection.fetch(text)]
+    return Ran(rows, len(rows))
+
+
+@frozen
+class HandleRunner:
+    """Runs statements in the caller's transaction, one after the other.
+
+    Attributes:
+        schema: where the queue's tables stand: the caller's search_path may lead elsewhere.
+    """
+
+    run: Run
+    sql: Mapping[str, bytes]
+    schema: str
+
+    async def rows(self, name: str, parameters: dict[str, Any]) -> Sequence[Row]:
+        """See `Runner.rows`."""
+        return (await self.run(rendered(self.sql[name].decode(), parameters, schema=self.schema))).rows
+
+    async def together(self, names: Sequence[str], parameters: dict[str, Any]) -> Sequence[Sequence[Row]]:
+        """See `Runner.together`."""
+        return [await self.rows(name, parameters) for name in names]
+
+
+def rendered(text: str, parameters: Mapping[str, Any], *, schema: str) -> str:
+    """Return a statement as a whole text, its tables named in full.
+
+    Strings go into it as hexadecimal digits, so that neither a setting of the session nor a driver that looks for
+    placeholders can read them otherwise than they are.
+    """
+    home = '"' + schema.replace('"', '""') + '"'
+    text = _TABLE.sub(lambda table: f"{home}.{table[0]}", text)
+    return _PLACEHOLDER.sub(lambda name: _literal(parameters[name[1]]), text).replace("%%", "%")
+
+
+def _literal(value: Any) -> str:
+    match value:
+        case None:
+            return "NULL"
+        case int() | float():
+            return repr(value)
+        case str():
+            return f"convert_from(decode('{value.encode().hex()}', 'hex'), 'UTF8')"
+        case datetime():
+            return _literal(value.isoformat())
+        case _:
+            return _literal(_texts(value))
+
+
+def _texts(values: Sequence[UUID]) -> str:
+    return "{" + ",".join(map(str, values)) + "}"
+
+
+def json_texts(names: Sequence[str]) -> str:
+    """Return names as a JSON array."""
+    return msgspec.json.encode(names).decode()
