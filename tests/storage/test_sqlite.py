@@ -70,7 +70,7 @@ async def take(storage: SQLiteStorage, limit: int = 1) -> list[Lease]:
     return [reserved.lease for reserved in reservation.jobs]
 
 
-def connections(storage: SQLiteStorage) -> driver._Open:
+def connections(storage: SQLiteStorage) -> driver.Open:
     opened = storage._database._open
     assert opened is not None
     return opened

@@ -38,8 +38,16 @@ HOT: Final = [
     ("find_standing", BY_ID),
     ("find_standing", "creche_jobs_key"),
     ("find_standing", "creche_jobs_flight"),
+    ("refresh", "creche_jobs_flight"),
+    ("refresh", "creche_jobs_key"),
+    ("refresh", BY_ID),
+    ("record_callbacks", BY_ID),
+    ("follow_up", BY_ID),
+    ("forget_callbacks", BY_ID),
     ("write_dead_letters", BY_ID),
     ("find", BY_ID),
+    ("statuses", BY_ID),
+    ("watch", BY_ID),
     ("list", BY_ID),
     ("cancel", BY_ID),
     ("retry", BY_ID),
@@ -94,7 +102,7 @@ def faults(steps: list[str], index: str) -> list[str]:
     """Return what is wrong with a plan that should read `index`."""
     found = [] if any(re.search(rf"INDEX {index}\b", step) for step in steps) else [f"{index} is not used"]
     for step in steps:
-        table_scan = re.match(r"SCAN (creche_\w+|job|rival)", step) and "INDEX" not in step
+        table_scan = re.match(r"SCAN (creche_\w+|job|rival|standing)", step) and "INDEX" not in step
         if table_scan or "B-TREE FOR ORDER BY" in step or "AUTOMATIC" in step:
             found.append(step)
     return found
@@ -144,6 +152,7 @@ def steps(connection: sqlite3.Connection, name: str, **parameters: Any) -> int:
 
 FAR: Final = 1 << 60
 LEASES: Final = '[{"id": "00000001-0003-7000-8000-000000000001", "token": 1, "nonce": 1}]'
+IDS: Final = '["00000001-0002-7000-8000-000000000001", "ffffffff-0002-7000-8000-000000000001"]'
 NEW: Final = """[{"id": "ffffffff-0000-7000-8000-000000000000", "queue_name": "queue 1", "type": "type",
     "payload": "{}", "priority": 0, "max_attempts": 3, "available_at": 0, "idempotency_key": "new"}]"""
 COSTS: Final[dict[str, dict[str, Any]]] = {
@@ -156,6 +165,10 @@ COSTS: Final[dict[str, dict[str, Any]]] = {
     "next_expiry": {},
     "prune": {"status": "completed", "finished_before": FAR, "now": FAR, "limit": 10},
     "insert": {"jobs": NEW, "now": 1},
+    "refresh": {"id": "x", "queue_name": "queue 1", "idempotency_key": "new", "fingerprint": "0" * 64},
+    "follow_up": {"ids": IDS, "now": 1},
+    "forget_callbacks": {"ids": IDS},
+    "watch": {"ids": IDS},
     "find_standing": {"id": "x", "queue_name": "queue 1", "idempotency_key": "pending1", "fingerprint": "0" * 64},
 }
 

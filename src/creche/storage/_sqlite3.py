@@ -1,6 +1,9 @@
 """The standard library's sqlite3 made native to anyio: one connection that writes and one that reads, each used by one
 thread at a time. It knows transactions, locks and errors; what the statements mean it never asks.
 
+Whoever in this process wants to write waits for its turn in one line, without a thread: the storage itself, and the
+transactions that handlers hold, on connections of their own (`_sqlite_session.py`).
+
 A whole operation is one hop into a thread. A write is never interrupted: cancelled, it finishes first, or gives up
 while it still waits for the file's lock. A read is interrupted, and its thread left to end by itself.
 """
@@ -143,15 +146,25 @@ def transaction(connection: sqlite3.Connection, busy_timeout: float) -> Generato
     """
     if connection.in_transaction:  # a rollback that failed once
         connection.execute("ROLLBACK")
-    patiently(lambda: connection.execute("BEGIN IMMEDIATE"), busy_timeout)
+    begin(connection, busy_timeout)
     try:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:  # on a full disk SQLite may have rolled back by itself
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
+        roll_back(connection)
         raise
+
+
+def begin(connection: sqlite3.Connection, busy_timeout: float) -> None:
+    """Take the file's write lock, in a worker thread."""
+    patiently(lambda: connection.execute("BEGIN IMMEDIATE"), busy_timeout)
+
+
+def roll_back(connection: sqlite3.Connection) -> None:
+    """Undo, if there is anything to undo: on a full disk SQLite may have done it by itself."""
+    if connection.in_transaction:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
 
 
 # --- the pair of them -------------------------------------------------------------------------------
@@ -177,13 +190,13 @@ class Database:
     ) -> None:
         self.path: Final = path
         self._synchronous: Final[Synchronous] = synchronous
-        self._busy_timeout: Final = busy_timeout
+        self.busy_timeout: Final = busy_timeout
         self._foreign_change: Final = foreign_change
-        self._open: _Open | None = None
+        self._open: Open | None = None
 
     def connect(self, *, create: bool) -> sqlite3.Connection:
         """Open one more connection with the same settings, in a worker thread; whoever asks closes it."""
-        return connect(self.path, create=create, synchronous=self._synchronous, busy_timeout=self._busy_timeout)
+        return connect(self.path, create=create, synchronous=self._synchronous, busy_timeout=self.busy_timeout)
 
     async def once(self, work: Callable[[sqlite3.Connection], T], *, create: bool) -> T:
         """Do one thing on a connection of its own, also while the database is not open."""
@@ -210,7 +223,7 @@ class Database:
                     writer.close()
                     raise
 
-        self._open = _Open(*await anyio.to_thread.run_sync(hop))
+        self._open = Open(*await anyio.to_thread.run_sync(hop))
 
     async def close(self) -> None:
         """Close both, after whatever uses them now. In a forked child: let go of them untouched."""
@@ -228,28 +241,53 @@ class Database:
                 COMMIT that failed.
             StatementRejected: the statement or its values can't be right.
         """
-        opened = self._opened()
+        opened = self.opened()
 
         def hop() -> tuple[T, int]:
-            self._check(opened)
-            with translated(self.path), transaction(opened.writer, self._busy_timeout):
+            self.check(opened)
+            with translated(self.path), transaction(opened.writer, self.busy_timeout):
                 return work(opened.writer), _data_version(opened.writer)
 
-        result, version = await anyio.to_thread.run_sync(hop, limiter=opened.writing)
+        borrower = object()
+        await self.take_turn(opened, borrower)
+        try:
+            result, version = await anyio.to_thread.run_sync(hop, limiter=opened.writing)
+        finally:
+            opened.turn.release_on_behalf_of(borrower)
         self._note(opened, version)
         return result
 
+    async def take_turn(self, opened: Open, borrower: object) -> None:
+        """Wait for the right to write, first come, first served; it is given back to `opened.turn`.
+
+        Raises:
+            StorageUnavailable: a handler's transaction has it for longer than busy_timeout, as another process's might.
+        """
+        with suppress(anyio.WouldBlock):
+            opened.turn.acquire_on_behalf_of_nowait(borrower)
+            return
+        while True:
+            with anyio.move_on_after(self.busy_timeout) as patience:
+                await opened.turn.acquire_on_behalf_of(borrower)
+            if not patience.cancelled_caught:
+                return
+            if opened.held:
+                raise StorageUnavailable(
+                    f"{self.path}: a handler's transaction in this process holds its lock for longer than busy_timeout"
+                )
+            await anyio.lowlevel.checkpoint()
+
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do `work`, which reads, beside whatever is being written. Cancelled, the statement is interrupted."""
-        opened = self._opened()
+        opened = self.opened()
         abandoned = threading.Event()
 
         def hop() -> T:
             with opened.reading_thread, translated(self.path):
-                self._check(opened)
+                self.check(opened)
                 while True:
                     try:
-                        return patiently(lambda: work(opened.reader), self._busy_timeout)
+                        return patiently(lambda: work(opened.reader), self.busy_timeout)
                     except sqlite3.OperationalError as error:
                         # Interrupted: for this read's sake, or by the last one's cancellation, which came late.
                         if _code(error) != sqlite3.SQLITE_INTERRUPT or abandoned.is_set():
@@ -266,29 +304,31 @@ class Database:
         """Find out whether anybody else has committed. It takes microseconds and no lock, and never queues behind a
         write: every write looks by itself.
         """
-        opened = self._opened()
+        opened = self.opened()
         if opened.writing.borrowed_tokens:
             await anyio.lowlevel.checkpoint()
             return
 
         def hop() -> int:
-            self._check(opened)
+            self.check(opened)
             with translated(self.path):
-                return patiently(lambda: _data_version(opened.writer), self._busy_timeout)
+                return patiently(lambda: _data_version(opened.writer), self.busy_timeout)
 
         self._note(opened, await anyio.to_thread.run_sync(hop, limiter=opened.writing))
 
-    def _note(self, opened: _Open, version: int) -> None:
+    def _note(self, opened: Open, version: int) -> None:
         if version != opened.version:
             opened.version = version
             self._foreign_change()
 
-    def _check(self, opened: _Open) -> None:
+    def check(self, opened: Open) -> None:
+        """Raise UsageError if the database was closed since."""
         # Again, in the thread: it may have been closed while this call waited for its turn.
         if self._open is not opened:
             raise UsageError("the storage was closed before this call had its turn")
 
-    def _opened(self) -> _Open:
+    def opened(self) -> Open:
+        """Return what there is while it is open; UsageError if it is not."""
         if self._open is None:
             raise UsageError("the storage is not open: use `async with storage:` around this call")
         if self._open.inherited:
@@ -299,12 +339,14 @@ class Database:
         return self._open
 
 
-class _Open:
+class Open:
     """What there is while a database is open."""
 
     def __init__(self, writer: sqlite3.Connection, reader: sqlite3.Connection, version: int) -> None:
         self.writer = writer
         self.reader = reader
+        self.turn = anyio.CapacityLimiter(1)  # who of this process may want the file's write lock now
+        self.held: set[sqlite3.Connection] = set()  # with which it is held for a handler
         self.writing = anyio.CapacityLimiter(1)
         self.reading = anyio.CapacityLimiter(1)
         self.reading_thread = threading.Lock()  # an abandoned read may go on a little after its limiter was given back
@@ -336,7 +378,7 @@ def _data_version(connection: sqlite3.Connection) -> int:
 
 
 # A forked child must not even close what it inherited, and the garbage collector would.
-_OPEN: Final[WeakSet[_Open]] = WeakSet()
+_OPEN: Final[WeakSet[Open]] = WeakSet()
 _INHERITED: Final[list[Any]] = []
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _INHERITED.extend(_OPEN))

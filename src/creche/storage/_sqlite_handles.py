@@ -15,7 +15,10 @@ from creche.errors import OptionInvalid
 from creche.storage._handles import Ran, Run, is_one_of, through_sqlalchemy
 
 _AIOSQLITE: Final[Mapping[str, Sequence[str]]] = {"aiosqlite": ("Connection",)}
-_RULE: Final = "a sqlite3.Connection, an aiosqlite.Connection, or of SQLAlchemy a Session, AsyncSession, Connection or AsyncConnection"
+_RULE: Final = (
+    "a sqlite3.Connection, an aiosqlite.Connection, "
+    "or a Session, AsyncSession, Connection or AsyncConnection of SQLAlchemy"
+)
 # Comments go, since some drivers look for a statement's first word, and only there; what is quoted stays.
 _TOKEN: Final = re.compile(r"--[^\n]*|'(?:[^']|'')*'|:([a-z_]+)")
 
@@ -116,7 +119,7 @@ def _is_file(path: Path, names: Sequence[str]) -> bool:
 
 def _plain(value: Any) -> Any:
     """Undo a text_factory that makes bytes: no statement of a dispatch returns any."""
-    return bytes(value).decode() if isinstance(value, bytes | bytearray | memoryview) else value
+    return bytes(value).decode() if isinstance(value, bytes | bytearray) else value
 
 
 async def _finished(answer: Any) -> Any:

@@ -36,15 +36,16 @@ from creche._job import (
     Upkeep,
     check_seconds,
 )
-from creche.abc import Capabilities, Listener
+from creche.abc import Capabilities, Listener, Transaction
 from creche.errors import OptionInvalid
 from creche.storage import _sqlite_rows as rows
 from creche.storage import _sqlite_schema as schema
 from creche.storage._sql import load
-from creche.storage._sqlite3 import Database, Synchronous, transaction
+from creche.storage._sqlite3 import Database, Synchronous, transaction, translated
 from creche.storage._sqlite_dispatch import drive_through, insert
 from creche.storage._sqlite_handles import through
 from creche.storage._sqlite_listener import Bell, Watches
+from creche.storage._sqlite_session import Connection, Session
 from creche.storage._sqlite_statements import Statements
 
 _CAPABILITIES: Final = Capabilities(listen=True, shared=True, durable=True)
@@ -319,7 +320,22 @@ class SQLiteStorage:
         """See `Storage.stats`."""
         return await self._read(lambda do: rows.stats(do.run("stats"), rows.moment(now)))
 
-    # --- wakes --------------------------------------------------------------------------------------
+    # --- transactions and wakes ---------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Transaction]:
+        """See `Storage.transaction`. Its `connection` is a `creche.storage._sqlite_session.Connection`.
+
+        It begins with its first statement, and takes the file's only write lock then: until the block is left, every
+        other write of this process and of others waits, renewals of leases too, for `busy_timeout` seconds at most. So
+        do what takes long before the first statement, and keep what comes after it well within a lease. What writes to
+        the storage within the block by other ways than this connection waits for itself, and fails.
+        """
+        async with Session.of(self._database) as session:
+            shared = _Transaction(session, self._database, self._dialect.statements)
+            yield shared
+            await session.commit()
+            self._tell(shared.ended, shared.woken)
 
     @asynccontextmanager
     async def listen(self, queues: Collection[str]) -> AsyncGenerator[Listener]:
@@ -341,6 +357,40 @@ class SQLiteStorage:
 
     async def _read(self, work: Callable[[Statements], T]) -> T:
         return await self._database.read(lambda connection: work(Statements(connection, self._dialect.statements)))
+
+
+class _Transaction:
+    """A handler's transaction, and the end of its attempt in it."""
+
+    def __init__(self, session: Session, database: Database, texts: Mapping[str, str]) -> None:
+        self.ended: set[UUID] = set()
+        self.woken: set[str] = set()
+        self._session = session
+        self._database = database
+        self._texts = texts
+
+    @property
+    def connection(self) -> Connection:
+        """What the handler writes through."""
+        return self._session.connection
+
+    async def settle(self, settlement: Settlement, *, now: datetime | None = None) -> bool:
+        """See `Transaction.settle`.
+
+        Raises:
+            UsageError: the transaction is over already: it was committed or rolled back through `connection`, or
+                SQLite rolled it back when a statement failed.
+        """
+
+        def work(connection: sqlite3.Connection) -> tuple[set[UUID], set[str], bool]:
+            with translated(self._database.path):
+                changed, woken = Statements(connection, self._texts).settle([settlement], rows.moment(now))
+                return rows.ended(changed.values()), woken, bool(changed)
+
+        ended, woken, held = await self._session.run(work)
+        self.ended |= ended
+        self.woken |= woken
+        return held
 
 
 async def _nothing(answer: T) -> T:
