@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 import pytest
@@ -30,7 +31,7 @@ ODD_TEXTS: Final = (
     *('{"head":"{\\"then\\":[{\\"tail\\":null}]}","tail":', "null", "%s {0} $1 :x ? -- ;", "*/ /* #"),
     *("é 漢字 😀 e\u0301 \u2028 \u00a0", '"\\u00e9\\ud83d\\ude00\\/\\b\\f"', "\x7f", ""),
 )
-"""Parts of JSON texts, none of them JSON: whoever keeps a text in a JSON document must escape it."""
+"""What a text may hold that looks like an end of it, or like something else, to whoever puts texts together."""
 
 
 class CallbackTextConformance(Suite):
@@ -55,8 +56,12 @@ class CallbackTextConformance(Suite):
             assert found[callback.id].payload == b'{"a":[' + result + b"]}", name
 
     async def test_its_payload_is_head_result_and_tail_whatever_they_hold(self, storage: Storage) -> None:
-        texts = [*ODD_TEXTS, *(text.decode() for text in UNUSUAL_JSON.values())]
-        pairs = [*((text, None) for text in texts), *((text, text[::-1]) for text in texts)]
+        odd = [json.dumps(text, ensure_ascii=ascii_only) for text in ODD_TEXTS for ascii_only in (True, False)]
+        pairs: list[tuple[str, str | None]] = [
+            *((f'{{"a" : {text},\t"result":', f", {text}:0.0}}") for text in odd),
+            *((text.decode(), None) for text in UNUSUAL_JSON.values()),
+            *(("", ""), (" ", "\n"), ("[1.0,", "]")),
+        ]
         callbacks = tuple(follow_up(head=head, tail=tail) for head, tail in pairs)
         lease = await hold(storage, callbacks=callbacks)
         result = '{"é\\"😀":"\\\\\'"}'
@@ -78,11 +83,13 @@ class CallbackTextConformance(Suite):
 
     @pytest.mark.parametrize("event", [Event.SUCCEED, Event.FAIL, Event.ABORT])
     async def test_null_stands_where_there_is_no_result(self, storage: Storage, event: Event) -> None:
-        callbacks = tuple(follow_up(on=On.ALWAYS, head="[", tail=tail) for tail in ("]", "", None))
+        callbacks = tuple(
+            follow_up(on=On.ALWAYS, head=head, tail=tail) for head, tail in (("[", "]"), ("", ""), ("[]", None))
+        )
         lease = await hold(storage, callbacks=callbacks)
         await settle(storage, lease, event, error=BOOM if event is Event.FAIL else None)
         payloads = [job.payload for job in (await reserve(storage, 5, queues=["after"])).jobs]
-        assert payloads == [b"[null]", b"[null", b"["]
+        assert payloads == [b"[null]", b"null", b"[]"]
 
     async def test_its_names_are_kept_as_they_are(self, storage: Storage) -> None:
         then = tuple(follow_up(type=name, queue_name=name) for name in DISTINCT_NAMES)

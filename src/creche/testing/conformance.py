@@ -10,13 +10,16 @@ from creche.testing._conformance_callbacks import CallbackConformance, CallbackW
 from creche.testing._conformance_cancellation import CancellationConformance, LifecycleConformance
 from creche.testing._conformance_dedup import FingerprintConformance, KeyConformance, RefreshConformance
 from creche.testing._conformance_insert import InsertConformance
+from creche.testing._conformance_joins import JoinAtOnceConformance, JoinConformance
 from creche.testing._conformance_listen import ListenConformance, SilenceConformance
 from creche.testing._conformance_maintain import PromoteConformance, PruneConformance, RecoverConformance
 from creche.testing._conformance_people import CancelConformance, RetryConformance, ViewConformance
+from creche.testing._conformance_progress import ProgressConformance
 from creche.testing._conformance_reserve import ExtendConformance, ReserveConformance
 from creche.testing._conformance_settle import FencingConformance, SettleConformance
 from creche.testing._conformance_shared import SharedConformance
 from creche.testing._conformance_table import TableConformance
+from creche.testing._conformance_transaction import HandleConformance, TransactionConformance
 from creche.testing._conformance_watch import WatchConformance, WatchWakeConformance
 
 __all__ = ["StorageConformance"]
@@ -29,6 +32,7 @@ class StorageConformance(
     RefreshConformance,
     ReserveConformance,
     ExtendConformance,
+    ProgressConformance,
     SettleConformance,
     FencingConformance,
     TableConformance,
@@ -44,8 +48,12 @@ class StorageConformance(
     CallbackConformance,
     CallbackTextConformance,
     CallbackWakeConformance,
+    JoinConformance,
+    JoinAtOnceConformance,
     WatchConformance,
     WatchWakeConformance,
+    TransactionConformance,
+    HandleConformance,
     CancellationConformance,
     LifecycleConformance,
 ):
