@@ -46,6 +46,11 @@ def print_json(value: object) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
+def print_line(value: object) -> None:
+    """Print a value on stdout as one line of JSON."""
+    click.echo(msgspec.json.encode(value).decode())
+
+
 def raw(data: bytes | None) -> msgspec.Raw | None:
     """Return stored JSON text as it is, to stand inside other JSON."""
     return None if data is None else msgspec.Raw(data)
@@ -86,7 +91,14 @@ def details(job: JobRecord) -> Mapping[str, Any]:
         "payload": raw(job.payload),
         "result": raw(job.result),
         "last_error": failure(job.last_error),
+        "progress": progress(job),
+        "follows": job.origin.job_id if job.origin else None,
     }
+
+
+def progress(job: JobRecord) -> Mapping[str, Any] | None:
+    """Return how far a job has come for `print_json`."""
+    return None if job.progress is None else {"fraction": job.progress.fraction, "message": job.progress.message}
 
 
 # --- for people -------------------------------------------------------------------------------------
@@ -143,13 +155,14 @@ def _facts(job: JobRecord) -> Iterable[tuple[str, RenderableType]]:
     yield "queue", _text(job.queue_name)
     yield "status", status
     yield "attempts", f"{job.attempts} of {job.max_attempts}"
+    if job.progress is not None and job.status is not Status.COMPLETED:
+        yield "progress", _text(f"{job.progress.fraction:.0%} {job.progress.message}".strip())
     yield "priority", str(job.priority)
     yield "created", _time(job.created_at, now)
     if job.status is Status.SCHEDULED:
         yield "due", _time(job.available_at, now)
-    if job.locked_by is not None and job.status is Status.PROCESSING:
+    if job.locked_by is not None and job.locked_until is not None:
         yield "worker", _text(job.locked_by)
-    if job.locked_until is not None and job.status is Status.PROCESSING:
         yield "lease until", _time(job.locked_until, now)
     if job.completed_at is not None:
         yield "ended", _time(job.completed_at, now)
@@ -157,6 +170,12 @@ def _facts(job: JobRecord) -> Iterable[tuple[str, RenderableType]]:
         yield "changed", _time(job.updated_at, now)
     if job.result_expires_at is not None:
         yield "result until", _time(job.result_expires_at, now)
+    yield from _names(job)
+
+
+def _names(job: JobRecord) -> Iterable[tuple[str, RenderableType]]:
+    if job.origin is not None:
+        yield "follows", _text(f"{job.origin.job_id}, {job.origin.type}, which is {job.origin.status}")
     if job.idempotency_key is not None:
         yield "key", _text(job.idempotency_key)
     if job.fingerprint is not None:
@@ -196,10 +215,15 @@ def _status(status: Status) -> Text:
     return Text(str(status), style=_COLOURS[status])
 
 
+def plain_text(text: str) -> str:
+    """Return a text of the users' without what a terminal would obey."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def _text(text: str) -> Text:
     from rich.text import Text
 
-    return Text(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    return Text(plain_text(text))
 
 
 def _short(text: str) -> Text:
@@ -207,6 +231,13 @@ def _short(text: str) -> Text:
     short = _text(text)
     short.no_wrap, short.overflow = True, "ellipsis"
     return short
+
+
+def console_of_words() -> Console:
+    """Return a console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def _console() -> Console:

@@ -13,6 +13,7 @@ from creche._job import JobFilter, JobRecord
 from creche.cli._display import details, print_job, print_jobs, print_json, say, summary
 from creche.cli._problems import ExitCode
 from creche.cli._storages import dsn_option, opened
+from creche.cli._watch import watch_job
 
 _json = click.option("--json", is_flag=True, help="Print JSON.")
 _ids = click.argument("job_ids", metavar="ID...", type=click.UUID, nargs=-1, required=True)
@@ -21,6 +22,9 @@ _ids = click.argument("job_ids", metavar="ID...", type=click.UUID, nargs=-1, req
 @click.group()
 def jobs() -> None:
     """Look at jobs, retry and cancel them."""
+
+
+jobs.add_command(watch_job)
 
 
 @jobs.command("list")

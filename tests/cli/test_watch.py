@@ -1,0 +1,117 @@
+"""`creche jobs watch`: a real worker in another process, and what is seen of its job here."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PATIENCE = 30.0
+
+APP = """
+    import anyio
+
+    from creche import Discard, Job, Queue
+
+    queue = Queue("sqlite:///jobs.db")
+
+    @queue.task("read")
+    async def read(job: Job, pages: int) -> int:
+        for page in range(pages):
+            await job.progress(page / pages, f"page {page}\\x1b[31m")
+            await anyio.sleep(0.1)
+        return pages
+
+    @queue.task("dies")
+    async def dies() -> None:
+        raise Discard("no paper")
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "app.py").write_text(textwrap.dedent(APP))
+    subprocess.run(creche("migrate", "--dsn", "sqlite:///jobs.db"), cwd=tmp_path, check=True, capture_output=True)
+    command = creche("worker", "app:queue")
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as worker:
+        yield tmp_path
+        worker.send_signal(signal.SIGTERM)
+        _, words = worker.communicate(timeout=PATIENCE)
+        assert worker.returncode == 0, words.decode()
+
+
+def creche(*words: str) -> list[str]:
+    return [sys.executable, "-m", "creche", *words]
+
+
+def dispatch(home: Path, *words: str) -> str:
+    command = creche("dispatch", "app:queue", *words)
+    return subprocess.run(command, cwd=home, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def watch(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = creche("jobs", "watch", "--dsn", "sqlite:///jobs.db", *words)
+    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def test_a_line_at_each_change_and_then_the_result(home: Path) -> None:
+    seen = watch(home, dispatch(home, "read", "pages=25"))
+    assert (seen.returncode, seen.stdout) == (0, "25\n")
+    lines = seen.stderr.splitlines()
+    assert len(lines) >= 3
+    assert "100%: completed" in lines[-1]
+    assert any("processing, attempt 1 of 3: page" in line for line in lines)
+    assert "\x1b" not in seen.stderr
+
+
+def test_each_line_is_json_where_that_was_asked_for(home: Path) -> None:
+    seen = watch(home, "--json", dispatch(home, "read", "pages=15"))
+    records = [json.loads(line) for line in seen.stdout.splitlines()]
+    assert records[-1]["status"] == "completed"
+    assert records[-1]["result"] == 15
+    shares = [record["progress"]["fraction"] for record in records if record["progress"]]
+    assert shares == sorted(shares)
+    assert len(shares) >= 2
+
+
+def test_a_terminal_has_a_bar(home: Path) -> None:
+    job_id = dispatch(home, "read", "pages=15")
+    ours, theirs = pty.openpty()
+    command = creche("jobs", "watch", "--dsn", "sqlite:///jobs.db", job_id)
+    with subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=theirs) as watching:
+        os.close(theirs)
+        drawn = b""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            try:
+                piece = os.read(ours, 4096)
+            except OSError:  # they are gone
+                break
+            drawn += piece
+        output, _ = watching.communicate(timeout=PATIENCE)
+    os.close(ours)
+    assert output == b"15\n"
+    assert "━".encode() in drawn
+    assert b"100%" in drawn
+    assert b"page 0\\u001b[31m" in drawn
+
+
+def test_a_job_that_dies_or_is_not_there_or_takes_too_long_has_its_own_exit_code(home: Path) -> None:
+    dead = watch(home, dispatch(home, "dies"))
+    assert dead.returncode == 3
+    assert "no paper" in dead.stderr
+    missing = watch(home, "01a1ffbb-0608-73fd-b495-106d2fc0fa56")
+    assert missing.returncode == 3
+    assert "there is no job" in missing.stderr
+    late = watch(home, "--timeout", "0.2", dispatch(home, "read", "pages=30"))
+    assert late.returncode == 4
+    assert "is still" in late.stderr
