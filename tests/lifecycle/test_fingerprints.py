@@ -317,11 +317,10 @@ def written_float(value: float) -> str:
     return f"{minus}{text[0]}{rest}e{point - 1}"
 
 
+TEXT: Final = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 NUMBERS: Final = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
-SCALARS: Final = st.none() | st.booleans() | NUMBERS | st.text(st.characters(exclude_characters="\0"))
-PLAIN: Final = st.recursive(
-    SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_characters="\0")), inner)
-)
+SCALARS: Final = st.none() | st.booleans() | NUMBERS | TEXT
+PLAIN: Final = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner))
 
 
 @given(PLAIN)
