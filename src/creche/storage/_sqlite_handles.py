@@ -13,10 +13,11 @@ from typing import Any, Final, TypeAlias
 
 from creche.errors import OptionInvalid
 from creche.storage._handles import Ran, Run, is_one_of, through_sqlalchemy
+from creche.storage._sqlite_session import Connection
 
 _AIOSQLITE: Final[Mapping[str, Sequence[str]]] = {"aiosqlite": ("Connection",)}
 _RULE: Final = (
-    "a sqlite3.Connection, an aiosqlite.Connection, "
+    "the connection of a handler's transaction, a sqlite3.Connection, an aiosqlite.Connection, "
     "or a Session, AsyncSession, Connection or AsyncConnection of SQLAlchemy"
 )
 # Comments go, since some drivers look for a statement's first word, and only there; what is quoted stays.
@@ -31,13 +32,13 @@ async def through(handle: object, path: Path, texts: Mapping[str, str]) -> RunNa
     Raises:
         OptionInvalid: it is no handle, or on another file, or would commit each statement by itself.
     """
-    run = _natively(handle) or through_sqlalchemy(handle, {"sqlite"})
+    run = _within(handle) or _natively(handle) or through_sqlalchemy(handle, {"sqlite"})
     if run is None:
         raise OptionInvalid("connection", handle, _RULE)
     found = (await run("PRAGMA database_list")).rows
     if not _is_file(path, [_plain(row[2]) for row in found if _plain(row[1]) == "main"]):
         raise OptionInvalid("connection", handle, f"a connection to {path}")
-    if _commits_each_statement(await _driver_connection(handle)):
+    if not isinstance(handle, Connection) and _commits_each_statement(await _driver_connection(handle)):
         raise OptionInvalid(
             "connection", handle, "a connection in a transaction: this one would commit each statement by itself"
         )
@@ -72,6 +73,18 @@ def literal(value: str | int | None) -> str:
 # --- drivers ----------------------------------------------------------------------------------------
 
 
+def _within(handle: object) -> Run | None:
+    """Return how to run statements in a handler's transaction; None if it is none."""
+    if not isinstance(handle, Connection):
+        return None
+
+    async def run(text: str) -> Ran:
+        cursor = await handle.execute(text)
+        return Ran(await cursor.fetchall(), cursor.rowcount)
+
+    return run
+
+
 def _natively(handle: Any) -> Run | None:
     """Return how to run statements on a connection of a driver; None if it is none.
 
@@ -96,8 +109,10 @@ async def _driver_connection(handle: Any) -> Any:
     """Return the connection of the driver beneath a handle of SQLAlchemy, or the handle."""
     if isinstance(handle, sqlite3.Connection) or is_one_of(handle, _AIOSQLITE):
         return handle
-    connection = await _finished(handle.connection()) if callable(handle.connection) else handle
-    if hasattr(connection, "get_raw_connection"):
+    connection = handle
+    if not hasattr(handle, "exec_driver_sql"):  # a session
+        connection = await _finished(handle.connection())
+    if hasattr(connection, "get_raw_connection"):  # an async one
         return (await connection.get_raw_connection()).driver_connection
     return connection.connection.driver_connection
 

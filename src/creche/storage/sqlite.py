@@ -142,10 +142,11 @@ class SQLiteStorage:
         Args:
             jobs: which.
             now: stands in for the database's clock.
-            connection: a `sqlite3.Connection`, in its own thread; an `aiosqlite.Connection`; a session or a connection
-                of SQLAlchemy, sync or async, on either of the two. It must be on this storage's file, and in a
-                transaction, or one of those that begin one with their first write. It holds the file's only write
-                lock from then on until it is committed or rolled back: everybody's writes wait for it.
+            connection: that of a handler's `transaction`; a `sqlite3.Connection`, in its own thread; an
+                `aiosqlite.Connection`; a session or a connection of SQLAlchemy, sync or async, on either of the two. It
+                must be on this storage's file, and in a transaction, or one of those that begin one with their first
+                write. It holds the file's only write lock from then on until it is committed or rolled back:
+                everybody's writes wait for it. What is sync blocks the event loop, also while it waits for the lock.
         """
         if not jobs:
             return await _nothing(())
