@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from inspect import getmembers, isfunction
@@ -15,13 +16,16 @@ import pytest
 from attrs import evolve
 
 from creche._job import (
+    End,
     Event,
     Extension,
+    FollowUp,
     Insertion,
     JobFilter,
     JobRecord,
     Lease,
     NewJob,
+    On,
     Progress,
     Reservation,
     Settled,
@@ -29,9 +33,12 @@ from creche._job import (
     Status,
     Upkeep,
 )
+from creche.abc import Transaction
 from creche.storage.memory import MemoryStorage
 from creche.testing import StorageConformance
-from creche.testing._conformance_base import Suite
+from creche.testing._conformance_base import BOOM, Suite
+from creche.testing._conformance_ends import WAYS
+from creche.testing._conformance_joins import MEETS
 
 
 def test_no_test_of_one_part_hides_a_test_of_another() -> None:
@@ -227,6 +234,160 @@ class NeverRings(MemoryStorage):
         pass
 
 
+class FollowsAnyEnd(MemoryStorage):
+    def _follow(self, row: Any, moment: datetime) -> set[str]:
+        row.callbacks = [evolve(each, on=On.ALWAYS) for each in row.callbacks]
+        return super()._follow(row, moment)
+
+
+class FollowsOnlyWhatWasSettled(MemoryStorage):
+    """An end that nobody holds is no end."""
+
+    async def maintain(self, limit: int, **options: Any) -> Upkeep:
+        kept = {job_id: row.callbacks for job_id, row in self._rows.items()}
+        for row in self._rows.values():
+            row.callbacks = []
+        upkeep = await super().maintain(limit, **options)
+        for job_id, callbacks in kept.items():
+            self._rows[job_id].callbacks = callbacks
+        return upkeep
+
+
+class ForgetsCallbacksThatHadNoTurn(MemoryStorage):
+    def _follow(self, row: Any, moment: datetime) -> set[str]:
+        woken = super()._follow(row, moment)
+        row.callbacks = []
+        return woken
+
+
+class LeavesTheResultOut(MemoryStorage):
+    def _follow(self, row: Any, moment: datetime) -> set[str]:
+        row.callbacks = [evolve(each, head=each.head + (each.tail or ""), tail=None) for each in row.callbacks]
+        return super()._follow(row, moment)
+
+
+class ForgetsChains(MemoryStorage):
+    def _follow(self, row: Any, moment: datetime) -> set[str]:
+        row.callbacks = [evolve(each, then=()) for each in row.callbacks]
+        return super()._follow(row, moment)
+
+
+class FollowsAfterAwhile(MemoryStorage):
+    """Callbacks are looked at first, and the end is written later."""
+
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+        seen = {each.lease.job_id: [*self._rows[each.lease.job_id].callbacks] for each in settlements}
+        for _ in range(9):
+            await anyio.lowlevel.checkpoint()
+        for job_id, callbacks in seen.items():
+            self._rows[job_id].callbacks = callbacks
+        return self.settle_now(settlements, now=now)
+
+
+class JoinsWithEmptyHands(MemoryStorage):
+    def _record(self, callbacks: Sequence[FollowUp], row: Any, moment: datetime) -> set[str]:
+        return super()._record([] if row.record.status.active else callbacks, row, moment)
+
+
+class ComesTooLate(MemoryStorage):
+    def _record(self, callbacks: Sequence[FollowUp], row: Any, moment: datetime) -> set[str]:
+        return super()._record(callbacks if row.record.status.active else [], row, moment)
+
+
+class WritesAgain(MemoryStorage):
+    """A dispatch that is sent again writes its callbacks again."""
+
+    def _record(self, callbacks: Sequence[FollowUp], row: Any, moment: datetime) -> set[str]:
+        for each in callbacks:
+            self._rows.pop(each.id, None)
+        return super()._record(callbacks, row, moment)
+
+
+class NeverRefreshes(MemoryStorage):
+    def _flying(self, fingerprint: bytes | None, moment: datetime, *, refresh: bool = False) -> Any:  # noqa: ARG002
+        return super()._flying(fingerprint, moment)
+
+
+class RefreshesWhatIsOnItsWay(MemoryStorage):
+    def _flying(self, fingerprint: bytes | None, moment: datetime, *, refresh: bool = False) -> Any:
+        return None if refresh else super()._flying(fingerprint, moment)
+
+
+class NeverTellsWhoWatches(MemoryStorage):
+    async def watch(
+        self, job_ids: Collection[UUID], *, watcher: str | None = None, over: Collection[UUID] = ()
+    ) -> Mapping[UUID, End | None]:
+        return await super().watch(job_ids, watcher=watcher and "somebody else", over=over)
+
+
+class NeverForgetsWhoWatched(MemoryStorage):
+    async def watch(
+        self, job_ids: Collection[UUID], *, watcher: str | None = None, over: Collection[UUID] = ()
+    ) -> Mapping[UUID, End | None]:
+        return await super().watch([*job_ids, *over], watcher=watcher)
+
+
+class KeepsProgress(MemoryStorage):
+    async def reserve(self, queues: Sequence[str], limit: int, **options: Any) -> Reservation:
+        before = {job_id: row.record.progress for job_id, row in self._rows.items()}
+        reservation = await super().reserve(queues, limit, **options)
+        for job in reservation.jobs:
+            self._rows[job.id].change(progress=before[job.id])
+        return reservation
+
+
+class BelievesAnybody(MemoryStorage):
+    async def extend(
+        self,
+        leases: Collection[Lease],
+        seconds: float,
+        *,
+        progress: Mapping[Lease, Progress] | None = None,
+        now: datetime | None = None,
+    ) -> Extension:
+        for lease, said in (progress or {}).items():
+            if lease.job_id in self._rows:
+                self._rows[lease.job_id].change(progress=said)
+        return await super().extend(leases, seconds, now=now)
+
+
+class CommitsAtOnce(MemoryStorage):
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Transaction]:
+        async with super().transaction() as transaction:
+
+            class Eager:
+                connection = None
+
+                @staticmethod
+                async def settle(settlement: Settlement, *, now: datetime | None = None) -> bool:
+                    answer = await transaction.settle(settlement, now=now)
+                    await self.settle([settlement], now=now)
+                    return answer
+
+            yield Eager()
+
+
+class CommitsWhateverHappens(MemoryStorage):
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Transaction]:
+        error: Exception | None = None
+        async with super().transaction() as transaction:
+            try:
+                yield transaction
+            except Exception as raised:  # noqa: BLE001 - that is the mistake
+                error = raised
+        if error is not None:
+            raise error
+
+
+class TakesAnyHandle(MemoryStorage):
+    async def insert(
+        self, jobs: Sequence[NewJob], *, now: datetime | None = None, connection: object = None
+    ) -> Sequence[Insertion]:
+        return await super().insert(jobs, now=now)
+
+
 MUTANTS: dict[type[MemoryStorage], tuple[str, dict[str, Any]]] = {
     ForgetsTheNonce: ("test_to_settle_token_and_nonce_must_both_be_right", {"event": Event.SUCCEED}),
     TakesOneTooMany: ("test_never_more_than_the_limit_and_never_fewer_while_there_are_jobs", {}),
@@ -251,6 +412,42 @@ MUTANTS: dict[type[MemoryStorage], tuple[str, dict[str, Any]]] = {
     ),
     SwallowsCancellation: ("test_every_operation_is_a_checkpoint", {"name": "list"}),
     NeverRings: ("test_a_job_that_maintain_promotes_wakes", {}),
+    FollowsAnyEnd: ("test_the_end_of_a_job_writes_the_callbacks_that_it_calls_for", {"way": WAYS["it fails"]}),
+    FollowsOnlyWhatWasSettled: (
+        "test_the_end_of_a_job_writes_the_callbacks_that_it_calls_for",
+        {"way": WAYS["it is buried"]},
+    ),
+    ForgetsCallbacksThatHadNoTurn: (
+        "test_a_job_that_succeeds_after_a_retry_runs_those_that_had_not_run",
+        {"first": Event.FAIL},
+    ),
+    LeavesTheResultOut: ("test_its_payload_has_the_result_byte_for_byte", {}),
+    ForgetsChains: ("test_a_chain_runs_link_by_link_each_with_the_result_before", {}),
+    FollowsAfterAwhile: (
+        "test_a_dispatch_that_joins_while_a_job_ends_has_its_callback_run_once",
+        {"meets": MEETS["by key"], "ending": Event.SUCCEED},
+    ),
+    JoinsWithEmptyHands: (
+        "test_a_dispatch_that_joins_adds_its_callbacks",
+        {"meets": MEETS["by key"], "status": Status.PENDING},
+    ),
+    ComesTooLate: (
+        "test_those_of_a_dispatch_that_meets_a_job_that_is_over_are_written_at_once",
+        {"meets": MEETS["by fingerprint"], "status": Status.COMPLETED},
+    ),
+    WritesAgain: ("test_a_dispatch_that_is_sent_twice_records_its_callbacks_once", {"meets": MEETS["by key"]}),
+    NeverRefreshes: ("test_of_many_callers_that_refresh_exactly_one_inserts", {}),
+    RefreshesWhatIsOnItsWay: ("test_of_many_callers_that_refresh_exactly_one_inserts", {}),
+    NeverTellsWhoWatches: ("test_the_end_of_a_job_wakes_who_watches_it", {"way": WAYS["it succeeds"]}),
+    NeverForgetsWhoWatched: ("test_a_watch_that_is_over_wakes_nobody", {}),
+    KeepsProgress: (
+        "test_the_next_attempt_begins_without_progress",
+        {"event": Event.RETRY, "options": {"error": BOOM}},
+    ),
+    BelievesAnybody: ("test_a_lease_that_another_holder_followed_reports_nothing", {}),
+    CommitsAtOnce: ("test_nobody_sees_it_before_the_block_is_left", {}),
+    CommitsWhateverHappens: ("test_left_by_an_exception_nothing_of_it_stays", {"event": Event.SUCCEED}),
+    TakesAnyHandle: ("test_what_is_no_handle_is_refused_before_anything_is_written", {"connection": object()}),
 }
 
 
@@ -268,5 +465,5 @@ def test_a_storage_that_breaks_the_contract_is_caught(
     monkeypatch.setattr("creche.testing._conformance_listen.PATIENCE", 0.05)
     test, arguments = MUTANTS[mutant]
     anyio.run(partial(_run, test, arguments), MemoryStorage(), backend=backend)
-    with pytest.raises((AssertionError, TimeoutError, ValueError)):
+    with pytest.raises((AssertionError, TimeoutError, ValueError, pytest.fail.Exception)):
         anyio.run(partial(_run, test, arguments), mutant(), backend=backend)

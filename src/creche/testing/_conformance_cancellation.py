@@ -11,7 +11,7 @@ from anyio import CancelScope, create_task_group, fail_after, sleep
 from anyio.lowlevel import checkpoint
 from attrs import frozen
 
-from creche._job import Event, JobFilter, JobRecord, Lease, NewJob, Settlement, Status
+from creche._job import Event, FollowUp, JobFilter, JobRecord, Lease, NewJob, Settlement, Status
 from creche.abc import Storage
 from creche.testing._conformance_base import (
     FOREVER,
@@ -22,6 +22,7 @@ from creche.testing._conformance_base import (
     add,
     at,
     bring,
+    follow_up,
     hold,
     new_job,
     row,
@@ -32,20 +33,34 @@ from creche.testing._conformance_base import (
 
 @frozen(kw_only=True)
 class _Scene:
-    """Three jobs for each thing that can be done to a job."""
+    """Three jobs for each thing that can be done to a job.
+
+    Attributes:
+        followed: are held, and have one of the `callbacks` each.
+        late: meet what is over, and bring a callback.
+    """
 
     fresh: Sequence[NewJob]
     waiting: Sequence[UUID]
     held: Sequence[Lease]
     failed: Sequence[UUID]
+    followed: Sequence[Lease]
+    callbacks: Sequence[FollowUp]
+    late: Sequence[NewJob]
 
 
 async def _scene(storage: Storage) -> _Scene:
+    callbacks = [follow_up() for _ in range(3)]
+    for number in range(3):
+        await bring(storage, Status.COMPLETED, queue_name="q", idempotency_key=str(number))
     return _Scene(
         fresh=[new_job(queue_name="fresh", fingerprint=bytes([number]) * 32) for number in range(3)],
         waiting=[await add(storage, queue_name="waiting") for _ in range(3)],
         held=[await hold(storage) for _ in range(3)],
         failed=[(await bring(storage, Status.FAILED)).job_id for _ in range(3)],
+        followed=[await hold(storage, callbacks=(each,)) for each in callbacks],
+        callbacks=callbacks,
+        late=[new_job(queue_name="q", idempotency_key=str(n), callbacks=(follow_up(),)) for n in range(3)],
     )
 
 
@@ -74,9 +89,19 @@ WRITES: Final[dict[str, tuple[_Operation, Callable[[_Scene], Sequence[UUID]]]]] 
         ),
         lambda scene: _ids(scene.held),
     ),
+    "settle what is followed": (
+        lambda storage, scene: storage.settle(
+            [Settlement(lease=lease, event=Event.SUCCEED, result=b"1") for lease in scene.followed], now=at(1)
+        ),
+        lambda scene: [*_ids(scene.followed), *(each.id for each in scene.callbacks)],
+    ),
+    "insert late": (
+        lambda storage, scene: storage.insert(scene.late, now=at(1)),
+        lambda scene: [job.callbacks[0].id for job in scene.late],
+    ),
     "maintain": (
         lambda storage, _: storage.maintain(10, retention=FOREVER, now=at(LEASE + 1)),
-        lambda scene: _ids(scene.held),
+        lambda scene: _ids([*scene.held, *scene.followed]),
     ),
     "cancel": (
         lambda storage, scene: storage.cancel(scene.waiting, now=at(1)),
@@ -94,6 +119,8 @@ READS: Final[dict[str, _Operation]] = {
     "list": lambda storage, _: storage.list(JobFilter(), 10),
     "dead_letters": lambda storage, _: storage.dead_letters(10),
     "stats": lambda storage, _: storage.stats(now=T0),
+    "watch": lambda storage, scene: storage.watch(scene.waiting),
+    "watch for a watcher": lambda storage, scene: storage.watch(scene.waiting, watcher="me", over=scene.failed),
 }
 
 
