@@ -1,9 +1,9 @@
 """How soon a thousand `receipt.wait()`s hear of their jobs' ends, and what their waiting costs the server.
 
 `python -m benchmarks.waiters --dsn postgresql://…` dispatches jobs that are due later and waits for all of them in this
-process; counts the looks and the server's transactions while nothing happens; then makes the jobs ready and has a worker
-in another process run them. The delay of each answer counts from `completed_at`, which the database's clock wrote before
-the settle was committed: this machine's clock, so the server has to be on it.
+process; counts the looks and the server's transactions while nothing happens; then makes the jobs ready and has a
+worker in another process run them. The delay of each answer counts from `completed_at`, which the database's clock
+wrote before the settle was committed: this machine's clock, so the server has to be on it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Final
 from uuid import UUID
@@ -158,13 +159,8 @@ def main() -> None:
     for dsn in options.dsn:
         for backend in ("asyncio", "trio"):
             for jobs in options.jobs or (1, options.waiters):
-                run = measure
-                figures = anyio.run(
-                    lambda dsn=dsn, backend=backend, jobs=jobs: run(
-                        dsn, backend, waiters=options.waiters, jobs=jobs, idle=options.idle
-                    ),
-                    backend=backend,
-                )
+                once = partial(measure, waiters=options.waiters, jobs=jobs, idle=options.idle)
+                figures = anyio.run(once, dsn, backend, backend=backend)
                 percentiles = statistics.quantiles(figures.delays, n=100)
                 delays = (statistics.median(figures.delays), percentiles[98], max(figures.delays))
                 served = "-" if figures.transactions is None else f"{figures.transactions:.2f}"
