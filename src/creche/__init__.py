@@ -2,7 +2,7 @@
 
 from creche._attempt import Job, current_job
 from creche._backoff import ExponentialBackoff
-from creche._callbacks import Callback
+from creche._callbacks import Callback, Callbacks
 from creche._calls import Call
 from creche._job import Origin, Progress, Retention, Status
 from creche._payload import JSONSerializer
@@ -40,6 +40,7 @@ __all__ = [
     "AsyncTask",
     "Call",
     "Callback",
+    "Callbacks",
     "CrecheError",
     "Discard",
     "ExponentialBackoff",

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 from attrs import evolve, field, frozen
 
 from creche._ids import new_job_id
 from creche._job import CALLBACK_LIMIT, CHAIN_LIMIT, FollowUp, On
 from creche.errors import OptionInvalid
+
+When: TypeAlias = Literal["success", "failure", "always"]
 
 _RULE: Final = "a sequence of callbacks, tasks, calls and job types, and of sequences of those: chains"
 _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
@@ -47,7 +49,8 @@ class Followable(Protocol):
         ...
 
 
-def _on(value: object) -> On | None:
+def check_on(value: object) -> On | None:
+    """Return the end that a callback is for, None if nobody says; or raise OptionInvalid."""
     try:
         return None if value is None else On(cast("str", value))
     except ValueError:
@@ -74,8 +77,13 @@ class Callback:
     """
 
     target: Followable | str = field(converter=_target)
-    on: On | None = field(default=None, kw_only=True, converter=_on)
+    _on: When | None = field(alias="on", default=None, kw_only=True, validator=lambda _, __, value: check_on(value))
     arguments: Mapping[str, object] = field(default=_NOTHING, kw_only=True, repr=False)
+
+    @property
+    def on(self) -> On | None:
+        """After which end it runs; None: as it was registered."""
+        return check_on(self._on)
 
 
 Link: TypeAlias = Followable | str | Callback

@@ -13,7 +13,7 @@ from uuid import UUID
 from attrs import evolve
 
 from creche import _waiting
-from creche._callbacks import Callback, Callbacks, Recipe, record
+from creche._callbacks import Callback, Callbacks, Recipe, When, record
 from creche._calls import DEFAULTS, Call, Options, around_result, encode_payload, make_options, make_recipe
 from creche._ids import new_job_id
 from creche._job import (
@@ -156,7 +156,7 @@ class Queue:
         self,
         type: str,
         *,
-        on: str = "success",
+        on: When = "success",
         queue: str | None = None,
         priority: int | None = None,
         max_attempts: int | None = None,

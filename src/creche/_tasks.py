@@ -15,7 +15,7 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVa
 from attrs import frozen
 
 from creche._attempt import Job, current_job
-from creche._callbacks import Callbacks, Recipe
+from creche._callbacks import Callbacks, Recipe, When, check_on
 from creche._calls import Call, Options, around_result, encode_payload, make_options, make_recipe
 from creche._job import DEFAULT_QUEUE, On, check_name
 from creche._payload import Refused, to_plain
@@ -344,7 +344,7 @@ class Tasks:
         self,
         type: str,
         *,
-        on: str = "success",
+        on: When = "success",
         queue: str | None = None,
         priority: int | None = None,
         max_attempts: int | None = None,
@@ -368,10 +368,7 @@ class Tasks:
         Raises:
             OptionInvalid, TaskInvalid, TypeTaken: see `task`.
         """
-        try:
-            after = On(on)
-        except ValueError:
-            raise OptionInvalid("on", on, f"one of {', '.join(On)}") from None
+        after = check_on(on)
         options = make_options(queue=queue, priority=priority, max_attempts=max_attempts)
         return TaskDecorator(self, check_name("type", type), options, backoff, after)
 

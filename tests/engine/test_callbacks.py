@@ -9,6 +9,7 @@ import pytest
 
 from creche import (
     Callback,
+    Callbacks,
     Discard,
     Job,
     JobFailed,
@@ -21,7 +22,6 @@ from creche import (
     UnknownType,
     Worker,
 )
-from creche._callbacks import Callbacks
 from engine_kit import Faulty, until
 
 pytestmark = pytest.mark.anyio
@@ -296,7 +296,7 @@ async def test_what_cannot_be_a_callback_is_refused_before_anything_is_written(q
         with pytest.raises(error, match=words):
             await work.options(callbacks=callbacks).dispatch()
     with pytest.raises(OptionInvalid, match="one of success"):
-        Callback(strict, on="sometimes")
+        Callback(strict, on="sometimes")  # type: ignore[arg-type]
     assert await queue.jobs() == []
 
 
@@ -307,7 +307,7 @@ async def test_a_function_that_could_never_be_called_back_is_refused_at_once(que
         async def strict(result: int) -> None: ...
 
     with pytest.raises(OptionInvalid, match="one of success"):
-        queue.callback("never", on="never")
+        queue.callback("never", on="never")  # type: ignore[arg-type]
 
 
 # --- refresh, and the limit of results ----------------------------------------------------------------

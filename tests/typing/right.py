@@ -13,8 +13,12 @@ from attrs import frozen
 from creche import (
     AsyncTask,
     Call,
+    Callback,
+    Callbacks,
     ExponentialBackoff,
     Job,
+    Origin,
+    Progress,
     Queue,
     Receipt,
     Retention,
@@ -72,6 +76,35 @@ def audit(job: Job, since: datetime) -> list[str]:
 @tasks.task("letter.send", result_ttl=timedelta(hours=1))
 async def send_letter(to: Address, /, copies: int = 1, *, express: bool = False) -> str:
     return f"{to.city} {copies} {express} {current_job().id}"
+
+
+@queue.callback("report.tell", on="always", queue="mail")
+async def tell(job: Job, result: Report | None, to: str = "everybody") -> None:
+    assert_type(job.origin, Origin | None)
+    await job.progress(0.5, f"{to} {result}")
+    async with job.transaction() as connection:
+        await connection.execute("INSERT INTO told VALUES (1)")
+        job.set_result(None)
+
+
+@tasks.callback("report.log")
+def log(result: Report) -> None: ...
+
+
+async def with_callbacks(session: object) -> None:
+    callbacks: Callbacks = [
+        tell,
+        "report.elsewhere",
+        Callback(log, on="failure"),
+        count_letters.call(),
+        [tell, log],
+        chain,
+    ]
+    receipt = await generate_report.options(callbacks=callbacks, refresh=True, connection=session).dispatch(2024)
+    assert_type(receipt, Receipt[Report])
+    assert_type(receipt.progress, Progress | None)
+    again = await queue.dispatch(generate_report.call(2024), callbacks=[Callback(tell, arguments={"to": "me"})])
+    assert_type(again, Receipt[Report])
 
 
 @tasks.task("letters.count")

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import anyio
 
-from creche import Call, Job, Queue, Receipt, Retention, Tasks, Worker
+from creche import Call, Callback, Job, Queue, Receipt, Retention, Tasks, Worker
 from creche.events import JobFailed
 
 queue = Queue("memory://")
@@ -172,3 +172,22 @@ async def inside(job: Job) -> None:
 def hook(event: JobFailed) -> None:
     event.attempt = 1  # wrong
     event.err  # wrong
+
+
+# --- callbacks --------------------------------------------------------------------------------------
+
+
+async def callbacks() -> None:
+    generate_report.options(callbacks=make_thumbnail)  # wrong
+    generate_report.options(callbacks=[17])  # wrong
+    generate_report.options(refresh="yes")  # wrong
+    Callback(make_thumbnail, on="sometimes")  # wrong
+    Callback(make_thumbnail, after="failure")  # wrong
+    queue.callback("told", on="never")  # wrong
+    await queue.dispatch("report.generate", {}, callback=[make_thumbnail])  # wrong
+
+
+async def within(job: Job) -> None:
+    await job.progress("half")  # wrong
+    with job.transaction():  # wrong
+        pass
