@@ -48,6 +48,11 @@ CREATE TABLE IF NOT EXISTS creche_jobs (
     -- [{attempt, failed_at, type, message, traceback}], oldest first; last_error is its newest, for people.
     errors            LONGTEXT        NOT NULL,
     last_error        TEXT,
+    -- {success: […], failure: […], always: […]}: what is to be written when this one ends so. NULL if there is nothing.
+    callbacks         LONGTEXT,
+    origin            LONGTEXT,       -- of a callback: {id, type, queue_name, status, error}, what it follows
+    progress          DOUBLE,         -- from 0 to 1, as the running attempt says
+    progress_message  TEXT,
     created_at        DATETIME(6)     NOT NULL,
     updated_at        DATETIME(6)     NOT NULL,
     completed_at      DATETIME(6),
@@ -93,6 +98,16 @@ CREATE TABLE IF NOT EXISTS creche_dead_letters (
     errors       LONGTEXT       NOT NULL,
 
     KEY creche_dead_letters_buried (buried_at)
+) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- Who waits for which job to be over; `watcher` is woken as a queue's listeners are. A row may outlive both.
+CREATE TABLE IF NOT EXISTS creche_watches (
+    job_id  BINARY(16)     NOT NULL,
+    watcher VARBINARY(128) NOT NULL,
+    since   DATETIME(6)    NOT NULL,
+
+    PRIMARY KEY (job_id, watcher),
+    KEY creche_watches_since (since)
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
 -- Who sleeps and wants to be woken for which queue; see listen.sql. A row may outlive its sleeper, which harms nobody.

@@ -3,7 +3,7 @@
 -- types are looked up without a lock, and then locked by their ids, and by nothing else. Those that a rival took in
 -- between are no longer in the queue. What is seen is more than is wanted, for a rival may be taking the first.
 SELECT j.id, j.token, j.queue_name, j.type, j.payload, j.priority, j.attempts, j.max_attempts, j.created_at,
-       j.available_at
+       j.available_at, j.origin
   FROM (
            SELECT id
              FROM creche_jobs FORCE INDEX (creche_jobs_ready)

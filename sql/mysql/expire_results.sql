@@ -1,5 +1,5 @@
--- Let go of the fingerprints that only a stale result still holds, for the insert (or the retry) that comes next in the
--- same transaction. Lazily, here, because no index can ask a clock.
+-- Let go of the fingerprints that only a stale result still holds, for the retry that comes next in the same transaction.
+-- Lazily, here, because no index can ask a clock.
 UPDATE creche_jobs FORCE INDEX (creche_jobs_flight)
    SET single_flight = FALSE
  WHERE flight IN (%(fingerprints)s)

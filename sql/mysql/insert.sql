@@ -3,7 +3,7 @@
 -- alone, for jobs that have no name but their id, it fails as a whole when one of them was sent before.
 INSERT INTO creche_jobs (
     id, queue_name, type, payload, status, priority, max_attempts, available_at,
-    idempotency_key, fingerprint, single_flight, result_ttl, errors, created_at, updated_at
+    idempotency_key, fingerprint, single_flight, result_ttl, errors, callbacks, origin, created_at, updated_at
 )
 VALUES
 %(jobs)s

@@ -2,7 +2,7 @@
 -- matches reads past those that don't.
 SELECT id, queue_name, type, payload, status, priority, attempts, max_attempts, available_at, locked_until, locked_by,
        errors, idempotency_key, fingerprint, cancel_requested, created_at, updated_at, completed_at, result,
-       result_expires_at
+       result_expires_at, progress, progress_message, origin
   FROM creche_jobs FORCE INDEX (PRIMARY)
  WHERE id < %(before)s
    AND %(wanted)s

@@ -1,4 +1,4 @@
--- What there is to look after, seen without a lock: leases that have run out, rows past their retention. The queues in
+-- What there is to look after, seen without a lock: leases that have run out, rows past their retention, watches that nobody repeats. The queues in
 -- which something is due, next_due.sql tells.
 -- Where an index has all that is asked for, MySQL reads it from end to end if its statistics know of a few rows only, and
 -- FORCE INDEX doesn't keep it from that. `status` is in no index, so these are not, and what is asked for is looked up.
@@ -41,4 +41,7 @@ SELECT (
        ) IS NOT NULL AS cancelled,
        COALESCE(
            (SELECT MIN(buried_at) FROM creche_dead_letters) <= %(now)s - INTERVAL %(failed)s MICROSECOND, FALSE
-       ) AS dead
+       ) AS dead,
+       COALESCE(
+           (SELECT MIN(since) FROM creche_watches) <= %(now)s - INTERVAL %(watched)s MICROSECOND, FALSE
+       ) AS watched

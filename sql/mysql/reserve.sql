@@ -8,5 +8,7 @@ UPDATE creche_jobs FORCE INDEX (PRIMARY)
        nonce = %(nonce)s,
        locked_by = %(worker)s,
        locked_until = %(now)s + INTERVAL %(lease)s MICROSECOND,
+       progress = NULL,
+       progress_message = NULL,
        updated_at = %(now)s
  WHERE id IN (%(ids)s)

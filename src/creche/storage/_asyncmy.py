@@ -147,6 +147,7 @@ _HEADER: Final = Struct("<I")
 
 _COM_QUIT: Final = b"\x01\x00\x00\x00\x01"
 _COM_QUERY: Final = b"\x03"
+_COM_RESET: Final = b"\x1f"
 _OK, _LOCAL_INFILE, _END = 0x00, 0xFB, 0xFE  # how a packet begins
 
 # As asyncmy's parser takes them: 0 leaves the bytes, 1 decodes UTF-8, 2 decodes ASCII; then a function, or None.
@@ -167,17 +168,24 @@ _BINARY: Final = 63  # the number of the character set of what is no text
 
 
 @lru_cache(maxsize=1024)
-def _decoder(definition: bytes) -> _Decoder:
+def _column(definition: bytes) -> tuple[str, _Decoder]:
     column = FieldDescriptorPacket(definition, "utf8")
-    return _DECODERS.get(column.type_code) or (_BYTES if column.charsetnr == _BINARY else _TEXT)
+    return column.name, _DECODERS.get(column.type_code) or (_BYTES if column.charsetnr == _BINARY else _TEXT)
 
 
 @frozen
 class Answer:
-    """What came of one statement: its rows; and how many rows it found to change, or returned."""
+    """What came of one statement: its rows; and how many rows it found to change, or returned.
+
+    Attributes:
+        columns: the names, if it returns rows.
+        last_id: the first AUTO_INCREMENT value that it drew; 0 if it drew none.
+    """
 
     rows: list[tuple[Any, ...]]
     affected: int
+    columns: tuple[str, ...] = field(default=(), kw_only=True)
+    last_id: int = field(default=0, kw_only=True)
 
 
 @frozen
@@ -210,12 +218,14 @@ class Connection:
     """
 
     closed: bool
+    lent: bool  # whether somebody who isn't us has had it: then `reset` comes first
     server: Server
     thread_id: int
     max_allowed_packet: int
 
     def __init__(self, wire: Wire) -> None:
         self.closed = False
+        self.lent = False
         self._wire = wire
         self._at = 0  # what of the inbox is read
         self._sequence = 0  # the number that the next packet has
@@ -331,10 +341,13 @@ class Connection:
                 case _:
                     raise errors.OperationalError(CR.CR_MALFORMED_PACKET, "the server asks what nobody understands")
 
-    async def _settle_in(self, lock_timeout: float) -> None:
+    async def _settle_in(self, lock_timeout: float, database: str = "") -> None:
         """Make the session ours, whatever the server's defaults are, and see that it worked."""
         settings = _settings(lock_timeout)
-        *_, told = await self._exchange(_opening(settings, limit=_seconds(lock_timeout) + GRACE).encode())
+        opening = _opening(settings, limit=_seconds(lock_timeout) + GRACE)
+        if database:
+            opening = f"USE `{database.replace('`', '``')}`;{opening}"
+        *_, told = await self._exchange(_COM_QUERY + opening.encode())
         ((self.thread_id, version, self.max_allowed_packet, *found),) = told.rows
         self.server = Server.named(version)
         wanted = {"transaction_isolation": "READ-COMMITTED", "transaction_read_only": 0, **settings}
@@ -375,9 +388,20 @@ class Connection:
             self.drop()
             raise StorageUnavailable("the session has lost its sql_mode: something changed it, or swapped the session")
         await checkpoint_if_cancelled()
-        return await self._exchange(statements)
+        return await self._exchange(_COM_QUERY + statements)
 
-    async def _exchange(self, statements: bytes) -> list[Answer]:
+    async def reset(self, database: str, *, lock_timeout: float) -> None:
+        """Make the session what it was when it was opened, whatever has been set, locked or made in it meanwhile.
+
+        Raises:
+            asyncmy.errors.MySQLError, OSError, anyio.ClosedResourceError: see `run`.
+            ConfigurationError: see `connect`.
+        """
+        await checkpoint_if_cancelled()
+        await self._exchange(_COM_RESET)
+        await self._settle_in(lock_timeout, database)
+
+    async def _exchange(self, command: bytes) -> list[Answer]:
         if self.closed:
             raise anyio.ClosedResourceError
         if self._in_flight:
@@ -385,7 +409,7 @@ class Connection:
         self._in_flight = True
         try:
             self._sequence = 0
-            await self._send(_COM_QUERY + statements)
+            await self._send(command)
             answers = [await self._answer()]
             while self._status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS:
                 answers.append(await self._answer())
@@ -398,11 +422,12 @@ class Connection:
     async def _answer(self) -> Answer:
         first = await self._packet()
         if first[0] == _OK:
-            return Answer([], self._ended(first))
+            affected, last_id = self._ended(first)
+            return Answer([], affected, last_id=last_id)
         if first[0] == _LOCAL_INFILE:
             raise errors.OperationalError(CR.CR_MALFORMED_PACKET, "the server asks for a file of ours")
         width = MysqlPacket(first, "utf8").read_length_encoded_integer()
-        decoders = tuple([_decoder(await self._packet()) for _ in range(width)])
+        columns, decoders = zip(*[_column(await self._packet()) for _ in range(width)], strict=True)
         if self._plain_ends:
             await self._packet()
         rows: list[tuple[Any, ...]] = []
@@ -420,21 +445,23 @@ class Connection:
             packet = await self._packet()
             if packet[0] == _END and len(packet) < LONGEST_PACKET:
                 self._ended(packet)
-                return Answer(rows, len(rows))
+                return Answer(rows, len(rows), columns=columns)
             rows.append(MysqlPacket(packet, "utf8").read_row(decoders))
 
-    def _ended(self, packet: bytes) -> int:
-        """Take over the status flags from the end of an answer; return how many rows it says were affected."""
+    def _ended(self, packet: bytes) -> tuple[int, int]:
+        """Take over the status flags from the end of an answer; return how many rows it says were affected, and the
+        AUTO_INCREMENT value that it drew.
+        """
         end = MysqlPacket(packet, "utf8")
         end.advance(1)
         if packet[0] == _END and self._plain_ends:
             end.advance(2)  # warnings
             self._status = end.read_uint16()
-            return 0
+            return 0, 0
         affected: int = end.read_length_encoded_integer()
-        end.read_length_encoded_integer()  # the last AUTO_INCREMENT
+        last_id: int = end.read_length_encoded_integer()
         self._status = end.read_uint16()
-        return affected
+        return affected, last_id
 
     # --- packets
 

@@ -25,14 +25,16 @@ MARGIN: Final = 1024
 
 
 @asynccontextmanager
-async def undone_on_error(connection: Connection) -> AsyncGenerator[None]:
+async def undone_on_error(
+    connection: Connection, kinds: tuple[type[Exception], ...] = (MySQLError,)
+) -> AsyncGenerator[None]:
     """Roll back what the server refused, so that the connection can be lent again. A cancelled one is dropped anyway.
 
     Always all of it: after 1205 the server itself may have undone no more than a statement.
     """
     try:
         yield
-    except MySQLError:
+    except kinds:
         if connection.in_transaction and not connection.closed:
             await connection.run("ROLLBACK")
         raise
@@ -42,7 +44,7 @@ async def together(connection: Connection, statements: Sequence[str]) -> list[An
     """Run statements in one transaction; in one round trip, unless that would be longer than the server allows."""
     answers: list[Answer] = []
     async with undone_on_error(connection):
-        for trip in _trips([BEGIN, *statements, COMMIT], connection.max_allowed_packet):
+        for trip in trips([BEGIN, *statements, COMMIT], connection.max_allowed_packet):
             answers += await connection.run(";\n".join(trip))
     return answers[1:-1]
 
@@ -53,7 +55,8 @@ async def without_limit(connection: Connection) -> None:
     await connection.run(f"SET SESSION {limit} = 0")
 
 
-def _trips(statements: Sequence[str], most: int) -> Iterator[list[str]]:
+def trips(statements: Sequence[str], most: int) -> Iterator[list[str]]:
+    """Cut a list of statements into what the server takes at once."""
     trip: list[str] = []
     size = 0
     for statement in statements:

@@ -11,8 +11,7 @@ from creche._job import Status
 from creche.storage import _mysql_rows as rows
 from creche.storage._asyncmy import Connection
 from creche.storage._mysql_calls import BEGIN, COMMIT, DUPLICATE, Row, undone_on_error
-from creche.storage._mysql_literals import Expression
-from creche.storage._mysql_upkeep import Render
+from creche.storage._mysql_literals import Expression, Render
 from creche.storage._pool import TransientConflict
 
 RETRIABLE = frozenset({Status.FAILED, Status.CANCELLED, Status.SCHEDULED})

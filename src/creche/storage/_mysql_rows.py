@@ -5,14 +5,14 @@ It runs no statement. What a settlement or a record looks like as columns, all S
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 
-from creche._job import DeadLetter, JobRecord, Lease, NewJob, QueueStats, ReservedJob, Settlement, Status
+from creche._job import DeadLetter, End, JobRecord, Lease, NewJob, Progress, QueueStats, ReservedJob, Settlement, Status
 from creche.storage import _rows
 from creche.storage._batches import in_lease_order, lease_order
 from creche.storage._mysql_calls import Row
@@ -21,6 +21,12 @@ from creche.storage._mysql_literals import Expression, literal, moment_text
 _ENCODER: Final = msgspec.json.Encoder()
 _MICROSECOND: Final = timedelta(microseconds=1)
 _NEWEST: Final = b"\xff" * 16
+
+# What makes a row stand in the place of another: its id, its idempotency key, its fingerprint.
+BY_ID: Final = 1
+BY_KEY: Final = 2
+BY_FINGERPRINT: Final = 3
+CLAIMS: Final = (BY_ID, BY_KEY, BY_FINGERPRINT)
 
 
 # --- single values ----------------------------------------------------------------------------------
@@ -59,8 +65,8 @@ def plain_status(job: NewJob) -> str:
     return "scheduled" if microseconds(job.delay) else "pending"
 
 
-def job_row(job: NewJob, now: Expression) -> str:
-    """Return a job as a row of `insert.sql`."""
+def job_row(job: NewJob, now: Expression, *, anywhere: bool = False) -> str:
+    """Return a job as a row of `insert.sql`; `anywhere`: see `literal`."""
     delay = microseconds(job.delay)
     if job.available_at is not None:
         due = Expression(literal(job.available_at))
@@ -82,21 +88,24 @@ def job_row(job: NewJob, now: Expression) -> str:
         job.fingerprint is not None,
         None if job.result_ttl is None else microseconds(job.result_ttl),
         "[]",
+        _rows.callbacks_json(job.callbacks),
+        _rows.origin_json(job.origin),
         now,
         now,
     )
-    return f"({literal(columns)})"
+    return f"({literal(columns, anywhere=anywhere)})"
 
 
-def asked_element(place: int, job: NewJob) -> str:
-    """Return what `find_standing.sql` looks for."""
+def asked_element(place: int, job: NewJob, claims: Collection[int] = CLAIMS) -> str:
+    """Return what `find_standing.sql` looks for: the claims that are of interest."""
+    by_id, by_key, by_fingerprint = (claim in claims for claim in CLAIMS)
     return document_element(
         {
             "place": place,
-            "id": job.id.hex,
+            "id": job.id.hex if by_id else None,
             "queue_name": job.queue_name,
-            "idempotency_key": job.idempotency_key,
-            "fingerprint": None if job.fingerprint is None else job.fingerprint.hex(),
+            "idempotency_key": job.idempotency_key if by_key else None,
+            "fingerprint": job.fingerprint.hex() if job.fingerprint is not None and by_fingerprint else None,
         }
     )
 
@@ -137,14 +146,16 @@ def joined(elements: Iterable[str]) -> str:
     return f"[{','.join(elements)}]"
 
 
-def leases_document(leases: Iterable[Lease]) -> str:
+def leases_document(leases: Iterable[Lease], progress: Mapping[Lease, Progress] | None = None) -> str:
     """Return the leases of `extend.sql`, sorted: rows are locked in one order."""
-    return document(
-        [
-            {"id": lease.job_id.hex, "token": lease.token, "nonce": lease.nonce}
-            for lease in sorted(leases, key=lease_order)
-        ]
-    )
+    return document([_extended(lease, (progress or {}).get(lease)) for lease in sorted(leases, key=lease_order)])
+
+
+def _extended(lease: Lease, progress: Progress | None) -> dict[str, Any]:
+    element: dict[str, Any] = {"id": lease.job_id.hex, "token": lease.token, "nonce": lease.nonce}
+    if progress is not None:
+        element |= {"progress": float(progress.fraction), "message": progress.message}
+    return element
 
 
 def lease_parameters(leases: Collection[Lease]) -> dict[str, object]:
@@ -194,7 +205,7 @@ def in_turn(claimed: Iterable[Row]) -> Sequence[Row]:
 
 def reserved_job(row: Row, nonce: int) -> ReservedJob:
     """Return a row of `claim.sql` as `reserve.sql` has left it."""
-    job_id, token, queue_name, job_type, payload, priority, attempts, max_attempts, created_at, _ = row
+    job_id, token, queue_name, job_type, payload, priority, attempts, max_attempts, created_at, _, origin = row
     return ReservedJob(
         lease=Lease(job_id=UUID(bytes=job_id), token=token + 1, nonce=nonce),
         queue_name=queue_name.decode(),
@@ -204,6 +215,7 @@ def reserved_job(row: Row, nonce: int) -> ReservedJob:
         attempt=attempts + 1,
         max_attempts=max_attempts,
         created_at=_aware(created_at),
+        origin=_rows.origin(origin),
     )
 
 
@@ -240,9 +252,19 @@ def record(row: Row) -> JobRecord:
 _RECORD: Final = (
     "id", "queue_name", "type", "payload", "status", "priority", "attempts", "max_attempts", "available_at",
     "locked_until", "locked_by", "errors", "idempotency_key", "fingerprint", "cancel_requested", "created_at",
-    "updated_at", "completed_at", "result", "result_expires_at",
+    "updated_at", "completed_at", "result", "result_expires_at", "progress", "progress_message", "origin",
 )  # fmt: skip
 _MOMENTS: Final = ("available_at", "locked_until", "created_at", "updated_at", "completed_at", "result_expires_at")
+
+
+def ends(rows: Iterable[Row]) -> dict[UUID, End | None]:
+    """Return the rows of `watch.sql`."""
+    return {UUID(bytes=job_id): _rows.end(status, result, errors) for job_id, status, result, errors in rows}
+
+
+def names(rows: Iterable[Row]) -> set[str]:
+    """Return rows that are a name each."""
+    return {row[0].decode() for row in rows}
 
 
 def dead_letter(row: Row) -> DeadLetter:

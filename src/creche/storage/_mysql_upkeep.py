@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Protocol, TypedDict
+from typing import Final, TypedDict
 from uuid import UUID
 
 from attrs import frozen
 
-from creche._job import ERRORS_KEPT, Retention, Status, Upkeep
+from creche._job import ERRORS_KEPT, WATCH_LIMIT, Retention, Status, Upkeep
 from creche.storage import _mysql_rows as rows
 from creche.storage._asyncmy import Connection
 from creche.storage._mysql_calls import BEGIN, COMMIT, Row, undone_on_error
-from creche.storage._mysql_literals import Expression
+from creche.storage._mysql_ends import follow
+from creche.storage._mysql_literals import Expression, Render
 
 FINISHED: Final = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
-
-
-class Render(Protocol):
-    """Puts literals into a statement."""
-
-    def __call__(self, statement: str, **parameters: object) -> str:
-        """Return the statement of this name."""
-        ...
+WATCHED: Final = rows.microseconds(WATCH_LIMIT)
 
 
 async def maintain(
     connection: Connection, *, render: Render, limit: int, retention: Retention, now: Expression
 ) -> tuple[Upkeep, set[str]]:
-    """Recover, bury, promote, prune; see `Storage.maintain`. Return the queues, too, that have something ready now."""
+    """Recover, bury, promote, prune; see `Storage.maintain`. Return, too, whom to wake: the queues that have something
+    ready now, and who watches what has ended.
+    """
     kept = {status: rows.microseconds(getattr(retention, status)) for status in FINISHED}
     return await _Round(connection, render, limit, now, kept).run()
 
@@ -42,33 +38,43 @@ class _Round:
     kept: Mapping[Status, int]
 
     async def run(self) -> tuple[Upkeep, set[str]]:
-        overdue = self.render("overdue", now=self.now, **{status.value: kept for status, kept in self.kept.items()})
-        ((expired, *finished, dead),), due, ((expiry_in,),) = await self._send(overdue, *self._news())
-        if not (expired or any(finished) or dead or _waiting(due)):
+        kept = {status.value: kept for status, kept in self.kept.items()}
+        overdue = self.render("overdue", now=self.now, watched=WATCHED, **kept)
+        ((expired, *finished, dead, watched),), due, ((expiry_in,),) = await self._send(overdue, *self._news())
+        if not (expired or any(finished) or dead or watched or _waiting(due)):
             return Upkeep(recovered=0, buried=0, promoted=0, pruned=0, **_news(due, expiry_in)), set()
         async with undone_on_error(self.connection):
             await self._send(BEGIN)
-            recovered, buried = (await self._recover(), await self._bury()) if expired else (0, 0)
+            recovered, buried, ended = await self._take_back() if expired else (0, 0, set[str]())
             promoted, woken = await self._promote()
             pruned = await self._prune([status for status, some in zip(FINISHED, finished, strict=True) if some])
             if dead:
                 old = self.kept[Status.FAILED]
                 await self._write("prune_dead_letters", kept=old, limit=self.limit)
+            if watched:
+                await self._write("prune_watches", kept=WATCHED, limit=self.limit)
             due, ((expiry_in,),), _ = await self._send(*self._news(), COMMIT)
         done = Upkeep(recovered=recovered, buried=buried, promoted=promoted, pruned=pruned, **_news(due, expiry_in))
-        return done, woken
+        return done, woken | ended
 
-    async def _recover(self) -> int:
-        return await self._write("recover", limit=self.limit, kept=ERRORS_KEPT)
-
-    async def _bury(self) -> int:
-        (spent,) = await self._send(self.render("spent", now=self.now, limit=self.limit))
-        if not spent:
-            return 0
-        ids = [UUID(bytes=row[0]) for row in spent]
-        bury = self.render("bury", now=self.now, ids=ids, kept=ERRORS_KEPT)
-        await self._send(bury, self.render("write_dead_letters", buried=rows.is_one_of(ids)))
-        return len(ids)
+    async def _take_back(self) -> tuple[int, int, set[str]]:
+        """Recover and bury; return how many of each, and whom to wake because some have ended."""
+        which = {"now": self.now, "limit": self.limit}
+        expired, spent = await self._send(self.render("expired", **which), self.render("spent", **which))
+        recovered, buried = ([UUID(bytes=row[0]) for row in found] for found in (expired, spent))
+        statements: list[str] = []
+        if recovered:
+            statements.append(self.render("recover", now=self.now, ids=recovered, kept=ERRORS_KEPT))
+        if buried:
+            statements.append(self.render("bury", now=self.now, ids=buried, kept=ERRORS_KEPT))
+            statements.append(self.render("write_dead_letters", buried=rows.is_one_of(buried)))
+        ended = buried + [UUID(bytes=job_id) for job_id, asked in expired if asked]
+        if not ended:
+            if statements:
+                await self._send(*statements)
+            return len(recovered), len(buried), set()
+        answers = await self._send(*statements, *follow(self.render, ended, now=self.now))
+        return len(recovered), len(buried), rows.names(answers[len(statements)])
 
     async def _promote(self) -> tuple[int, set[str]]:
         """Promote in the queue that has waited longest first."""

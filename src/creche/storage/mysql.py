@@ -19,15 +19,16 @@ from anyio.lowlevel import checkpoint
 from attrs import define
 
 from creche._job import (
-    ERRORS_KEPT,
-    WAKE_HORIZON,
+    WATCH_LIMIT,
     DeadLetter,
+    End,
     Extension,
     Insertion,
     JobFilter,
     JobRecord,
     Lease,
     NewJob,
+    Progress,
     QueueStats,
     Reservation,
     ReservedJob,
@@ -39,7 +40,6 @@ from creche._job import (
     check_integer,
     check_seconds,
 )
-from creche._lifecycle import BURIES
 from creche.abc import Capabilities, Listener
 from creche.errors import OptionInvalid, QueueNotOpen, StorageUnavailable, UsageError
 from creche.storage import _mysql_rows as rows
@@ -47,13 +47,18 @@ from creche.storage._asyncmy import Answer, AsyncmyDriver, Connection
 from creche.storage._calls import Calls
 from creche.storage._listener import LocalListener
 from creche.storage._mysql_address import parse_dsn
-from creche.storage._mysql_calls import BEGIN, COMMIT, Row, bare, chunks, together, undone_on_error
-from creche.storage._mysql_dispatch import Dispatched, dispatch
+from creche.storage._mysql_calls import BEGIN, COMMIT, Row, bare, together, undone_on_error
+from creche.storage._mysql_dispatch import Dispatched, OurSession, TheirSession, dispatch
+from creche.storage._mysql_echo import Echo
+from creche.storage._mysql_ends import follow, settled, settling
+from creche.storage._mysql_handles import through
 from creche.storage._mysql_listener import MySQLListener, Waker
 from creche.storage._mysql_literals import among, clock, render
 from creche.storage._mysql_retry import revive
 from creche.storage._mysql_schema import Schema
+from creche.storage._mysql_session import MySQLTransaction
 from creche.storage._mysql_upkeep import maintain
+from creche.storage._pool import Pool
 from creche.storage._sql import load
 from creche.storage._wakes import Wakes
 
@@ -78,6 +83,9 @@ class _Opened:
 
     waker: Waker
     wakes: Wakes
+    echo: Echo
+    transactions: Pool[Connection]
+    turns: anyio.Semaphore
 
 
 class MySQLStorage:
@@ -86,7 +94,8 @@ class MySQLStorage:
     Args:
         dsn: a URL, `mysql://user:password@host/database` or `mariadb://…`; docs/mysql.md tells what its query may say
             of TLS and sockets. It may also carry the options below.
-        pool_size: how many connections are used for calls, at most; each listener has one more.
+        pool_size: how many connections are used for calls, at most, and how many more for transactions that handlers
+            share; each listener has one more.
         call_timeout: seconds after which a call is given up as StorageUnavailable, whatever it was waiting for. A lease
             must be a good deal longer.
         push: whether idle workers sleep in the server until a dispatch wakes them, which takes a connection each; else
@@ -98,11 +107,8 @@ class MySQLStorage:
         timeout = check_seconds("call_timeout", options.get("call_timeout", call_timeout), positive=True)
         self._address = address
         self._driver = AsyncmyDriver(address, lock_timeout=timeout)
-        self._calls: Calls[Connection] = Calls(
-            self._driver,
-            pool_size=check_integer("pool_size", options.get("pool_size", pool_size), 1, 1_000),
-            timeout=timeout,
-        )
+        self._pool_size = check_integer("pool_size", options.get("pool_size", pool_size), 1, 1_000)
+        self._calls: Calls[Connection] = Calls(self._driver, pool_size=self._pool_size, timeout=timeout)
         self._capabilities = Capabilities(listen=_check_push(options.get("push", push)), shared=True, durable=True)
         dialect = load("mysql")
         self._schema = Schema(dialect, self._driver)
@@ -136,7 +142,11 @@ class MySQLStorage:
         self._calls.open()
         waker = Waker(self._calls, self._sql)
         wakes = await Wakes.open(waker.wake, pause=WAKE_PAUSE, server=self._driver.server, timeout=self._calls.timeout)
-        self._opened = _Opened(waker, wakes)
+        echo = Echo(wakes.wake)
+        wakes.tasks.start_soon(echo.run, name="creche echo")
+        size = self._pool_size
+        transactions = Pool(self._driver, size=size, timeout=self._calls.timeout)
+        self._opened = _Opened(waker, wakes, echo, transactions, anyio.Semaphore(size))
         return self
 
     async def __aexit__(
@@ -152,7 +162,10 @@ class MySQLStorage:
             try:
                 await opened.wakes.end()
             finally:
-                await self._calls.aclose()
+                try:
+                    await opened.transactions.aclose()
+                finally:
+                    await self._calls.aclose()
 
     async def migrate(self) -> Sequence[str]:
         """See `Storage.migrate`. It waits for another migration as long as that takes, and for a table that somebody
@@ -166,11 +179,41 @@ class MySQLStorage:
 
     # --- dispatch -----------------------------------------------------------------------------------
 
-    async def insert(self, jobs: Sequence[NewJob], *, now: datetime | None = None) -> Sequence[Insertion]:
-        """See `Storage.insert`."""
-        nothing = Dispatched((), frozenset())
-        dispatched = await self._run(jobs, partial(dispatch, sql=self._sql, jobs=jobs, now=now), nothing)
+    async def insert(
+        self, jobs: Sequence[NewJob], *, now: datetime | None = None, connection: object = None
+    ) -> Sequence[Insertion]:
+        """See `Storage.insert`.
+
+        Args:
+            jobs: which.
+            now: stands in for the database's clock.
+            connection: of asyncmy or aiomysql (on asyncio), of PyMySQL (which blocks the event loop meanwhile), or of
+                SQLAlchemy with one of these: a Session, an AsyncSession, a Connection or an AsyncConnection.
+        """
+        if connection is not None:
+            return await self._insert_through(connection, jobs, now)
+
+        async def work(connection: Connection) -> Dispatched:
+            return await dispatch(OurSession(connection), sql=self._sql, jobs=jobs, now=now)
+
+        dispatched = await self._run(jobs, work, Dispatched((), frozenset()))
         self._wake(dispatched.woken)
+        return dispatched.answers
+
+    async def _insert_through(
+        self, handle: object, jobs: Sequence[NewJob], now: datetime | None
+    ) -> Sequence[Insertion]:
+        run = await through(handle)
+        await checkpoint()
+        if not jobs:
+            return ()
+
+        async def look(statements: Sequence[str]) -> Sequence[Sequence[Row]]:
+            return await self._calls.run(lambda connection: OurSession(connection).look(statements))
+
+        dispatched = await dispatch(TheirSession(run, look), sql=self._sql, jobs=jobs, now=now)
+        if self._opened is not None:
+            self._opened.echo.ring(dispatched.woken)
         return dispatched.answers
 
     # --- leases -------------------------------------------------------------------------------------
@@ -234,14 +277,21 @@ class MySQLStorage:
             await connection.run(";\n".join(end))
         return claimed
 
-    async def extend(self, leases: Collection[Lease], seconds: float, *, now: datetime | None = None) -> Extension:
+    async def extend(
+        self,
+        leases: Collection[Lease],
+        seconds: float,
+        *,
+        progress: Mapping[Lease, Progress] | None = None,
+        now: datetime | None = None,
+    ) -> Extension:
         """See `Storage.extend`."""
         given = frozenset(leases)
         if not given:
             await checkpoint()
             return Extension(held=given, lost=given, cancel_requested=given)
         extend = self._render(
-            "extend", leases=rows.leases_document(given), seconds=rows.microseconds(seconds), now=clock(now)
+            "extend", leases=rows.leases_document(given, progress), seconds=rows.microseconds(seconds), now=clock(now)
         )
         held_now = self._render("held", **rows.lease_parameters(given))
         answers = await self._calls.run(lambda connection: connection.run(f"{extend};\n{held_now}"))
@@ -258,22 +308,15 @@ class MySQLStorage:
         if not given:
             await checkpoint()
             return Settled(accepted=given, lost=given)
-        moment = clock(now)
-        elements = rows.settlement_elements(settlements)
-        bury = [settlement.lease for settlement in settlements if settlement.event in BURIES]
-        tail = [self._render("write_dead_letters", buried=rows.is_lease(bury))] if bury else []
-        tail.append(self._render("settled", horizon=rows.microseconds(WAKE_HORIZON), **rows.lease_parameters(given)))
+        end = partial(settling, self._render, settlements, now=clock(now))
 
-        async def work(connection: Connection) -> Sequence[Row]:
-            settle = [
-                self._render("settle", settlements=rows.joined(chunk), kept=ERRORS_KEPT, now=moment)
-                for chunk in chunks(elements, connection.max_allowed_packet)
-            ]
-            return (await together(connection, [*settle, *tail]))[-1].rows
+        async def work(connection: Connection) -> Sequence[Sequence[Row]]:
+            answers = await together(connection, end(most=connection.max_allowed_packet))
+            return [answer.rows for answer in answers]
 
-        settled = {rows.lease(row): row[3] for row in await self._calls.run(work)}
-        self._wake({queue.decode() for queue in settled.values() if queue is not None})
-        return Settled(accepted=frozenset(settled), lost=given - settled.keys())
+        accepted, woken = settled(await self._calls.run(work))
+        self._wake(woken)
+        return Settled(accepted=accepted, lost=given - accepted)
 
     # --- upkeep -------------------------------------------------------------------------------------
 
@@ -289,9 +332,14 @@ class MySQLStorage:
 
     async def cancel(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
         """See `Storage.cancel`."""
-        ids = sorted(job_ids)
-        statements = [self._render("cancel", ids=ids, now=clock(now)), self._render("statuses", ids=ids)]
-        answers = await self._run(job_ids, partial(together, statements=statements), _NOTHING)
+        if not job_ids:
+            await checkpoint()
+            return {}
+        ids, moment = sorted(set(job_ids)), clock(now)
+        cancel, statuses = self._render("cancel", ids=ids, now=moment), self._render("statuses", ids=ids)
+        statements = [cancel, *follow(self._render, ids, now=moment), statuses]
+        answers = await self._calls.run(partial(together, statements=statements))
+        self._wake(rows.names(answers[1].rows))
         return rows.statuses(answers[-1].rows)
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
@@ -307,6 +355,23 @@ class MySQLStorage:
         answers = await self._run(job_ids, lambda connection: connection.run(find), _NOTHING)
         records = map(rows.record, answers[0].rows)
         return {record.id: record for record in records}
+
+    async def watch(
+        self, job_ids: Collection[UUID], *, watcher: str | None = None, over: Collection[UUID] = ()
+    ) -> Mapping[UUID, End | None]:
+        """See `Storage.watch`. What is noted already is not written again, but for one look in many."""
+        ids, gone = sorted(set(job_ids)), sorted(set(over))
+        statements: list[str] = []
+        if watcher is not None and ids:
+            fresh = rows.microseconds(WATCH_LIMIT / 4)
+            statements.append(self._render("register_watches", ids=ids, watcher=watcher, fresh=fresh))
+        if watcher is not None and gone:
+            statements.append(self._render("forget_watches", ids=gone, watcher=watcher))
+        if ids:
+            statements.append(self._render("watch", ids=ids))
+        # Each is a transaction of its own: the look must come after the watch, or an end in between wakes nobody.
+        answers = await self._run(statements, lambda connection: connection.run(";\n".join(statements)), _NOTHING)
+        return rows.ends(answers[-1].rows) if ids else {}
 
     async def list(self, where: JobFilter, limit: int, *, before: UUID | None = None) -> Sequence[JobRecord]:
         """See `Storage.list`."""
@@ -325,7 +390,31 @@ class MySQLStorage:
         """See `Storage.stats`."""
         return rows.queue_stats(await self._page("stats", now=clock(now)))
 
-    # --- wakes --------------------------------------------------------------------------------------
+    # --- transactions and wakes ---------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[MySQLTransaction]:
+        """See `Storage.transaction`. Its connection is a `TransactionConnection`. If all are in use it waits for one as
+        long as the caller likes; and it takes none of those that calls are sent through.
+        """
+        opened = self._opened
+        if opened is None:
+            raise QueueNotOpen
+        async with opened.turns, opened.transactions.acquire() as connection:
+            if connection.lent:
+                await self._made_ours(connection)
+            connection.lent = True
+            begun = MySQLTransaction.begun(connection, render=self._render, timeout=self._calls.timeout)
+            async with begun as transaction:
+                yield transaction
+        self._wake(transaction.woken)
+
+    async def _made_ours(self, connection: Connection) -> None:
+        with anyio.move_on_after(self._calls.timeout), self._driver.translated():
+            await connection.reset(self._address.database, lock_timeout=self._calls.timeout)
+            return
+        connection.drop()
+        raise StorageUnavailable(f"{self!r} gave no answer in {self._calls.timeout:g} s")
 
     @asynccontextmanager
     async def listen(self, queues: Collection[str]) -> AsyncGenerator[Listener]:
