@@ -263,8 +263,8 @@ class SQLiteStorage:
         def work(do: Statements) -> tuple[Mapping[UUID, Status], set[UUID], set[str]]:
             moment = rows.moment(now)
             changed = do.run("cancel", ids=rows.array(job_ids), now=moment)
-            woken = do.follow_up(changed, moment)
-            return do.statuses(job_ids), rows.ended(changed), woken
+            statuses = do.statuses(job_ids)
+            return statuses, rows.ended(changed), do.follow_up(changed, moment)
 
         statuses, ended, woken = await self._write(work)
         self._tell(ended, woken)
