@@ -98,7 +98,7 @@ async def with_callbacks(session: object) -> None:
         Callback(log, on="failure"),
         count_letters.call(),
         [tell, log],
-        chain,
+        (make_thumbnail, log),
     ]
     receipt = await generate_report.options(callbacks=callbacks, refresh=True, connection=session).dispatch(2024)
     assert_type(receipt, Receipt[Report])
