@@ -1,6 +1,8 @@
 -- End attempts: results, retries, releases and dead letters of a whole batch in one statement, fenced by the whole
 -- lease. What follows from which event is decided in creche._lifecycle; only what the row itself knows is decided
 -- here: whether a cancellation was asked for, and by the database's clock whether the job is due already.
+-- Nearly no job has callbacks, and to plan follow_up.sql takes as long as this statement. So it is sent alone first, and
+-- ends nothing if a job of the batch has some; then it is sent again, `followed` by that one in the same transaction.
 -- statement_timestamp(): within a handler's transaction, now() may be long ago. ANY (ARRAY ...): see extend.sql.
 WITH ended AS MATERIALIZED (
     SELECT n.*, clock.now,
@@ -8,7 +10,7 @@ WITH ended AS MATERIALIZED (
       FROM json_to_recordset(%(settlements)s::json) AS n (
                id uuid, token bigint, nonce bigint, status text, goes_on boolean, gives_back boolean,
                due boolean, delay double precision, available_at timestamptz,
-               result text, error text, last_error text
+               result text, error text, last_error text, followed boolean
            )
      CROSS JOIN (SELECT coalesce(%(now)s::timestamptz, statement_timestamp()) AS now) AS clock
 ), settled AS (
@@ -48,6 +50,16 @@ WITH ended AS MATERIALIZED (
        AND j.token = s.token
        AND j.nonce = s.nonce
        AND j.status = 'processing'
+       AND (
+               s.followed
+            OR j.callbacks IS NULL  -- also after waiting for whoever was recording some
+               AND NOT EXISTS (
+                       SELECT
+                         FROM creche_jobs AS other
+                        WHERE other.id = ANY (ARRAY (SELECT ended.id FROM ended))
+                          AND other.callbacks IS NOT NULL
+                   )
+           )
     RETURNING j.*
 ), buried AS (
     INSERT INTO creche_dead_letters (
@@ -65,3 +77,7 @@ SELECT id, token, nonce,
            THEN queue_name
        END AS woken
   FROM settled
+ UNION ALL
+SELECT NULL, NULL, NULL, w.watcher
+  FROM creche_watches AS w
+ WHERE w.job_id = ANY (ARRAY (SELECT settled.id FROM settled WHERE settled.completed_at IS NOT NULL))

@@ -56,7 +56,7 @@ async def test_migrating_twice_does_nothing_the_second_time(postgresql_dsn: str)
     assert list(await storage.migrate()) == NAMES
     assert list(await storage.migrate()) == []
     assert list(await storage.pending_migrations()) == []
-    assert tables(postgresql_dsn) == {"creche_jobs", "creche_dead_letters", "creche_migrations"}
+    assert tables(postgresql_dsn) == {"creche_jobs", "creche_dead_letters", "creche_migrations", "creche_watches"}
 
 
 async def test_what_is_applied_is_written_down(postgresql_dsn: str) -> None:

@@ -11,12 +11,24 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from attrs import evolve
 from psycopg import sql
 
 from creche._ids import new_job_id, new_nonce
-from creche._job import ERRORS_KEPT, WAKE_HORIZON, Event, Failure, Lease, NewJob, Settlement
+from creche._job import (
+    ERRORS_KEPT,
+    WAKE_HORIZON,
+    WATCH_LIMIT,
+    Event,
+    Failure,
+    FollowUp,
+    Lease,
+    NewJob,
+    On,
+    Settlement,
+)
 from creche.storage._postgresql_calls import bare
-from creche.storage._postgresql_documents import jobs_document, leases_document, settlements_document
+from creche.storage._postgresql_documents import jobs_document, joins_document, leases_document, settlements_document
 from creche.storage._sql import load
 from creche.testing.servers import ForeignServer, PostgreSQLServer
 
@@ -52,6 +64,10 @@ def crowded(postgresql_server: PostgreSQLServer | ForeignServer) -> Iterator[psy
             "INSERT INTO creche_dead_letters SELECT gen_random_uuid(), 'q', 't', '{}', 0, 3, 3, now(),"
             " now() - make_interval(secs => n), '[]' FROM generate_series(1, 20000) AS n"
         )
+        connection.execute(
+            "INSERT INTO creche_watches SELECT id, 'w', now() - make_interval(secs => priority * 1000) FROM creche_jobs"
+            " WHERE status = 'pending'"
+        )
         connection.execute("VACUUM ANALYZE")
         yield connection
     postgresql_server.drop_database(name)
@@ -79,6 +95,8 @@ UPKEEP: Final[dict[str, Any]] = {
     "cancelled": 86_400.0,
 }
 IDS: Final = [uuid4() for _ in range(10)]
+THOUSAND: Final = [uuid4() for _ in range(1_000)]
+CALLBACKS: Final = [FollowUp(id=uuid4(), type="t", head="{}", on=on) for on in On]
 
 # Rows of running jobs by their ids: the small index of those that run will do as well as the primary key.
 BY_ID: Final[set[str]] = set()
@@ -115,6 +133,11 @@ HOT: Final[dict[str, tuple[str, dict[str, Any], set[str]]]] = {
         {"creche_jobs_pkey", "creche_jobs_key", "creche_jobs_flight"},
     ),
     "expire results": ("expire_results", {"jobs": jobs_document(JOBS)}, {"creche_jobs_flight"}),
+    "refresh": (
+        "expire_results",
+        {"jobs": jobs_document([evolve(job, refresh=True) for job in JOBS])},
+        {"creche_jobs_flight", "creche_jobs_pkey", "creche_jobs_key"},
+    ),
     "recover": ("recover", UPKEEP, {"creche_jobs_held", "creche_jobs_pkey"}),
     "bury": ("bury", UPKEEP, {"creche_jobs_held", "creche_jobs_pkey"}),
     "promote": ("promote", UPKEEP, {"creche_jobs_due", "creche_jobs_pkey"}),
@@ -125,6 +148,13 @@ HOT: Final[dict[str, tuple[str, dict[str, Any], set[str]]]] = {
     "cancel": ("cancel", {"ids": IDS}, {"creche_jobs_pkey"}),
     "retry": ("retry", {"ids": IDS}, {"creche_jobs_pkey", "creche_jobs_flight"}),
     "expire rivals": ("expire_rivals", {"ids": IDS}, {"creche_jobs_pkey", "creche_jobs_flight"}),
+    "lock standing": ("lock_standing", {"ids": IDS}, {"creche_jobs_pkey"}),
+    "attach": ("attach", {"ids": IDS, "joins": joins_document(dict.fromkeys(IDS, CALLBACKS))}, {"creche_jobs_pkey"}),
+    "follow up": ("follow_up", {"ids": IDS}, {"creche_jobs_pkey", "creche_watches_pkey"}),
+    "watch": ("watch", {"ids": THOUSAND, "watcher": "w", "again": 900.0}, {"creche_jobs_pkey"}),
+    "unwatch": ("unwatch", {"over": IDS, "watcher": "w"}, {"creche_watches_pkey"}),
+    "ends": ("ends", {"ids": THOUSAND}, {"creche_jobs_pkey"}),
+    "prune watches": ("prune_watches", {**UPKEEP, "unwatched": WATCH_LIMIT}, {"creche_watches_since"}),
     "find": ("find", {"ids": IDS}, {"creche_jobs_pkey"}),
     "list": (
         "list",
@@ -174,9 +204,9 @@ def explain(
 
 
 def reached_by_id(plan: list[dict[str, Any]]) -> bool:
-    """Whether the jobs are found by an index on their id, and by none otherwise."""
-    scans = [node for node in plan if node.get("Index Name", "").startswith("creche_jobs")]
-    return bool(scans) and all("(id = ANY" in node.get("Index Cond", "") for node in scans)
+    """Whether the jobs, and their watches, are found by an index on the job's id, and by none otherwise."""
+    scans = [node for node in plan if node.get("Index Name", "").startswith("creche_")]
+    return bool(scans) and all("id = ANY" in node.get("Index Cond", "") for node in scans)
 
 
 def tables_scanned(plan: list[dict[str, Any]]) -> list[str]:
@@ -263,6 +293,7 @@ def test_a_renewal_writes_no_index(crowded: psycopg.Connection[tuple[Any, ...]])
         ("creche_jobs_flight", "find standing"),
         ("creche_jobs_key", "find standing"),
         ("creche_dead_letters_buried", "prune dead letters"),
+        ("creche_watches_since", "prune watches"),
     ],
 )
 def test_these_tests_would_notice_that_an_index_is_gone(

@@ -69,8 +69,13 @@ def leases_document(leases: Iterable[Lease], progress: Mapping[Lease, Progress] 
     return _document(elements)
 
 
-def settlements_document(settlements: Iterable[Settlement]) -> str:
-    """Return the settlements of `settle.sql`, sorted: rows are locked in one order."""
+def settlements_document(settlements: Iterable[Settlement], *, followed: bool = False) -> str:
+    """Return the settlements of `settle.sql`, sorted: rows are locked in one order.
+
+    Args:
+        settlements: which.
+        followed: `follow_up.sql` comes next, so also jobs with callbacks can be ended.
+    """
     elements: list[dict[str, Any]] = []
     for settlement in in_lease_order(settlements):
         columns, lease = settlement_columns(settlement), settlement.lease
@@ -88,6 +93,7 @@ def settlements_document(settlements: Iterable[Settlement]) -> str:
                 "result": columns.result,
                 "error": columns.error,
                 "last_error": columns.last_error,
+                "followed": followed,
             }
         )
     return _document(elements)

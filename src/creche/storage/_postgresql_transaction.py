@@ -15,11 +15,11 @@ from anyio import CancelScope, current_time, move_on_after
 from attrs import frozen
 from psycopg import pq
 
-from creche._job import ERRORS_KEPT, WAKE_HORIZON, Settlement
+from creche._job import Settlement
 from creche.errors import QueueNotOpen, StatementRejected, StorageUnavailable, UsageError
 from creche.storage._pool import Pool
 from creche.storage._postgresql_calls import Link, OwnRunner
-from creche.storage._postgresql_documents import by_lease, settlements_document
+from creche.storage._postgresql_settle import end_attempts
 from creche.storage._psycopg import FAREWELL, PsycopgDriver, translated
 
 _ABORTED: Final = (
@@ -89,9 +89,10 @@ class Transactions:
                     await block.__aexit__(type(error), error, error.__traceback__)
                 await self._tidy(connection)
                 raise
-            except BaseException:
-                # Cancelled: the server undoes what it was not told to commit.
+            except BaseException as error:
+                # Cancelled: cut off, the server undoes what it was not told to commit. Nothing is sent or waited for.
                 connection.cancel()
+                await block.__aexit__(type(error), error, error.__traceback__)
                 raise
             with self._bounded(connection):
                 await block.__aexit__(None, None, None)
@@ -155,15 +156,7 @@ class PostgreSQLTransaction:
         """See `Transaction.settle`."""
         self.check()
         self._connection.forget()  # the handler may have asked for rows of another shape
-        parameters = {
-            "settlements": settlements_document([settlement]),
-            "kept": ERRORS_KEPT,
-            "horizon": WAKE_HORIZON,
-            "ids": [settlement.lease.job_id],
-            "now": now,
-        }
         with self._bounded(self._connection):
-            settled, followed = await self._runner.together(("settle", "follow_up"), parameters)
-        self.woken.update(name for (name,) in by_lease(settled).values() if name is not None)
-        self.woken.update(name for (name,) in followed)
-        return bool(settled)
+            ended = await end_attempts(self._runner, [settlement], now=now)
+        self.woken.update(ended.woken)
+        return settlement.lease in ended.written

@@ -22,7 +22,6 @@ from psycopg.rows import dict_row
 
 from creche._job import (
     ERRORS_KEPT,
-    WAKE_HORIZON,
     WATCH_LIMIT,
     DeadLetter,
     End,
@@ -54,6 +53,7 @@ from creche.storage._postgresql_dispatch import Dispatched, dispatch, dispatch_w
 from creche.storage._postgresql_handles import HandleRunner, json_texts, through
 from creche.storage._postgresql_listener import PostgreSQLListener, channel_name
 from creche.storage._postgresql_schema import Schema
+from creche.storage._postgresql_settle import Ended, end_attempts
 from creche.storage._postgresql_transaction import Transactions
 from creche.storage._psycopg import PsycopgDriver
 from creche.storage._rows import dead_letter, end, job_record, queue_stats
@@ -262,28 +262,14 @@ class PostgreSQLStorage:
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
         """See `Storage.settle`."""
         given = frozenset(settlement.lease for settlement in settlements)
-        parameters = {
-            "settlements": documents.settlements_document(settlements),
-            "kept": ERRORS_KEPT,
-            "horizon": WAKE_HORIZON,
-            "ids": sorted(lease.job_id for lease in given),
-            "now": now,
-        }
-        woken: set[str] = set()
 
-        async def work(connection: Link) -> Settled:
-            ended, followed = await OwnRunner(connection, self._sql).together(("settle", "follow_up"), parameters)
-            settled = documents.by_lease(ended)
-            woken.update(queue for (queue,) in settled.values() if queue is not None)
-            woken.update(name for (name,) in followed)
-            if lost := given - settled.keys():
-                leases = {"leases": documents.leases_document(lost)}
-                settled |= documents.by_lease(await rows(connection, self._sql["settled_before"], leases))
-            return Settled(accepted=frozenset(settled), lost=given - settled.keys())
+        async def work(connection: Link) -> Ended:
+            return await end_attempts(OwnRunner(connection, self._sql), settlements, now=now)
 
-        settled = await self._run(settlements, work, Settled(accepted=frozenset(), lost=frozenset()))
-        self._wake(woken)
-        return settled
+        ended = await self._run(settlements, work, Ended(frozenset(), frozenset(), frozenset()))
+        self._wake(ended.woken)
+        accepted = ended.written | ended.before
+        return Settled(accepted=accepted, lost=given - accepted)
 
     # --- upkeep -------------------------------------------------------------------------------------
 
