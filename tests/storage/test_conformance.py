@@ -304,7 +304,7 @@ class WritesAgain(MemoryStorage):
 
 
 class NeverRefreshes(MemoryStorage):
-    def _flying(self, fingerprint: bytes | None, moment: datetime, *, refresh: bool = False) -> Any:  # noqa: ARG002
+    def _flying(self, fingerprint: bytes | None, moment: datetime, *, refresh: bool = False) -> Any:
         return super()._flying(fingerprint, moment)
 
 

@@ -108,6 +108,8 @@ class CallbackConformance(Suite):
                 progress=None,
                 origin=origin,
             )
+        shown = await storage.list(JobFilter(queues=frozenset({"é q"})), 5)
+        assert {record.id: record for record in shown} == await storage.find([each.id for each in due])
         taken = (await reserve(storage, 5, queues=["é q"], now=over)).jobs
         assert [job.id for job in taken] == sorted(each.id for each in due)
         for job in taken:
@@ -244,6 +246,19 @@ class CallbackConformance(Suite):
                     expected[each.id] = (f'["{number}",{result}]'.encode(), origin)
         shown = await storage.list(JobFilter(queues=frozenset({"after"})), 1_000)
         assert {record.id: (record.payload, record.origin) for record in shown} == expected
+
+    async def test_a_thousand_jobs_that_end_in_one_batch_have_each_its_own(self, storage: Storage) -> None:
+        jobs = [new_job(callbacks=(follow_up(head="[", tail="]"),)) for _ in range(1_000)]
+        await storage.insert(jobs, now=T0)
+        leases = [job.lease for job in (await reserve(storage, 1_000)).jobs]
+        ends = [
+            Settlement(lease=lease, event=Event.SUCCEED, result=b"%d" % number) for number, lease in enumerate(leases)
+        ]
+        assert (await storage.settle(ends, now=T0)).accepted == set(leases)
+        taken = (await reserve(storage, 1_000, queues=["after"])).jobs
+        assert [job.id for job in taken] == [job.callbacks[0].id for job in jobs]
+        assert [job.payload for job in taken] == [b"[%d]" % number for number in range(1_000)]
+        assert [job.origin and job.origin.job_id for job in taken] == [job.id for job in jobs]
 
     async def test_many_jobs_that_end_without_a_holder_have_each_its_own(self, storage: Storage) -> None:
         waiting = [new_job(queue_name="waiting", callbacks=tuple(one_of_each().values())) for _ in range(10)]

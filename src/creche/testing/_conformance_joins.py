@@ -7,11 +7,13 @@ from typing import Any, Final
 
 import pytest
 from anyio import create_task_group
+from attrs import evolve
 
-from creche._job import Event, FollowUp, JobFilter, NewJob, On, Origin, Status
+from creche._job import Event, FollowUp, JobFilter, NewJob, On, Origin, Settlement, Status
 from creche.abc import Storage
 from creche.testing._conformance_base import (
     BOOM,
+    FOREVER,
     LEASE,
     T0,
     Suite,
@@ -207,6 +209,26 @@ class JoinConformance(Suite):
         assert await storage.find(before) == before
         assert await written(storage, callbacks.values()) == {each.id for each in callbacks.values()}
 
+    async def test_one_that_is_sent_again_when_the_job_that_it_joined_has_failed_keeps_its_callbacks(
+        self, storage: Storage
+    ) -> None:
+        first = await hold(storage, queue_name="first", fingerprint=bytes(32))
+        callbacks = one_of_each()
+        job = new_job(queue_name="q", fingerprint=bytes(32), callbacks=tuple(callbacks.values()))
+        assert [each.job_id for each in await storage.insert([job], now=T0)] == [first.job_id]
+        await settle(storage, first, Event.FAIL, error=BOOM)
+        ran = {callbacks[On.FAILURE].id, callbacks[On.ALWAYS].id}
+        before = await storage.find(ran)
+        assert before.keys() == ran
+        assert [each.job_id for each in await storage.insert([job], now=at(1))] == [job.id]
+        await succeed(storage)
+        assert await written(storage, callbacks.values()) == {each.id for each in callbacks.values()}
+        assert await storage.find(ran) == before
+        after = await storage.find([callbacks[On.SUCCESS].id])
+        await storage.retry([first.job_id], now=at(2))
+        await settle(storage, (await take(storage, queues=["first"], now=at(2))).lease, Event.SUCCEED, result=b"1")
+        assert await storage.find([callbacks[On.SUCCESS].id]) == after
+
     @by_both
     async def test_of_one_batch_those_that_join_add_theirs_to_the_first(
         self, storage: Storage, meets: dict[str, Any]
@@ -313,6 +335,75 @@ class JoinAtOnceConformance(Suite):
     ) -> None:
         await _join_and_end([storage, another], meets, Event.SUCCEED)
 
+    async def test_a_dispatch_that_joins_while_a_job_is_revived_has_its_callback_run_once(
+        self, storage: Storage
+    ) -> None:
+        for number in range(ROUNDS):
+            queue = f"q{number}"
+            lease = await bring(storage, Status.FAILED, queue_name=queue, idempotency_key="once")
+            joining = _bring_each(4, queue_name=queue, idempotency_key="once")
+            async with create_task_group() as group:
+                for place, each in enumerate(joining):
+                    if place == number % 4:
+                        group.start_soon(partial(storage.retry, [lease.job_id], now=T0))
+                    group.start_soon(partial(storage.insert, [each], now=T0))
+            await succeed(storage, queue)
+            await _assert_all_ran(storage, joining)
+
+    async def test_a_dispatch_that_meets_a_job_while_it_is_pruned_has_its_callback_run_once(
+        self, storage: Storage
+    ) -> None:
+        for number in range(ROUNDS):
+            queue = f"q{number}"
+            await bring(storage, Status.COMPLETED, queue_name=queue, idempotency_key="once")
+            joining = _bring_each(4, queue_name=queue, idempotency_key="once")
+            retention = evolve(FOREVER, completed=0)
+            async with create_task_group() as group:
+                for place, each in enumerate(joining):
+                    if place == number % 4:
+                        group.start_soon(partial(maintain, storage, retention=retention, now=T0))
+                    group.start_soon(partial(storage.insert, [each], now=T0))
+            await _cancel_all(storage, queue)
+            await _assert_all_ran(storage, joining)
+
+    async def test_a_dispatch_that_joins_while_a_result_is_refreshed_has_its_callback_run_once(
+        self, storage: Storage
+    ) -> None:
+        for number in range(ROUNDS):
+            options = {"queue_name": f"q{number}", "fingerprint": bytes([number]) * 32, "result_ttl": 600.0}
+            await bring(storage, Status.COMPLETED, **options)
+            joining = [evolve(each, refresh=place % 3 == 1) for place, each in enumerate(_bring_each(6, **options))]
+            async with create_task_group() as group:
+                for each in joining:
+                    group.start_soon(partial(storage.insert, [each], now=T0))
+            await _cancel_all(storage, f"q{number}")
+            await _assert_all_ran(storage, joining)
+
+    async def test_batches_that_join_and_end_the_same_jobs_in_opposite_orders_lose_no_callback(
+        self, storage: Storage
+    ) -> None:
+        for number in range(3):
+            queue = f"q{number}"
+            await storage.insert([new_job(queue_name=queue, idempotency_key=str(key)) for key in range(16)], now=T0)
+            leases = [job.lease for job in (await reserve(storage, 8, queues=[queue])).jobs]
+            waiting = [record.id for record in await storage.list(JobFilter(), 100) if record.queue_name == queue]
+            ends = [Settlement(lease=lease, event=Event.SUCCEED, result=b"1") for lease in leases]
+            batches = [
+                [_bring_each(1, queue_name=queue, idempotency_key=str(key))[0] for key in range(16)][::order]
+                for order in (1, -1) * 3
+            ]
+            async with create_task_group() as group:
+                group.start_soon(partial(storage.insert, batches[0], now=T0))
+                group.start_soon(partial(storage.insert, batches[1], now=T0))
+                group.start_soon(partial(storage.settle, ends[:5], now=T0))
+                group.start_soon(partial(storage.cancel, waiting, now=T0))
+                group.start_soon(partial(storage.insert, batches[2], now=T0))
+                group.start_soon(partial(storage.settle, ends[:2:-1], now=T0))
+                group.start_soon(partial(storage.cancel, waiting[::-1], now=T0))
+                for batch in batches[3:]:
+                    group.start_soon(partial(storage.insert, batch, now=T0))
+            await _assert_all_ran(storage, [job for batch in batches for job in batch])
+
     async def test_jobs_that_are_joined_all_the_time_are_still_taken(self, storage: Storage) -> None:
         jobs = [new_job(queue_name="q", idempotency_key=str(number)) for number in range(10)]
         await storage.insert(jobs, now=T0)
@@ -338,10 +429,29 @@ class JoinAtOnceConformance(Suite):
         assert await written(storage, everyone) == {each.id for each in everyone}
 
 
+def _bring_each(count: int, **options: Any) -> list[NewJob]:
+    """Return dispatches that bring a callback each, for any end."""
+    return [new_job(callbacks=(follow_up(on=On.ALWAYS),), **options) for _ in range(count)]
+
+
+async def _cancel_all(storage: Storage, queue: str) -> None:
+    """End whatever waits in a queue."""
+    waiting = JobFilter(queues=frozenset({queue}), statuses=frozenset({Status.PENDING}))
+    await storage.cancel([record.id for record in await storage.list(waiting, 100)], now=T0)
+
+
+async def _assert_all_ran(storage: Storage, jobs: list[NewJob]) -> None:
+    """Hold that what these dispatches brought has been written, and waits."""
+    found = await storage.find([each.id for job in jobs for each in job.callbacks])
+    assert found.keys() == {each.id for job in jobs for each in job.callbacks}
+    assert {record.status for record in found.values()} == {Status.PENDING}
+    assert all(record.origin is not None for record in found.values())
+
+
 async def _all_join(places: list[Storage], meets: dict[str, Any]) -> None:
     """Let many dispatch the same work with a callback each, and one end it."""
     storage = places[0]
-    jobs = [new_job(queue_name="q", callbacks=(follow_up(),), **meets) for _ in range(CALLERS)]
+    jobs = _bring_each(CALLERS, queue_name="q", **meets)
     ids: set[Any] = set()
 
     async def send(place: Storage, job: NewJob) -> None:
@@ -368,10 +478,10 @@ async def _join_and_end(places: list[Storage], meets: dict[str, Any], ending: Ev
         options = {**meets, "queue_name": queue, "max_attempts": 1}
         if "fingerprint" in meets:
             options["fingerprint"] = bytes([number]) * 32
-        job = new_job(callbacks=(follow_up(on=On.ALWAYS),), **options)
+        (job,) = _bring_each(1, **options)
         await storage.insert([job], now=T0)
         lease = (await take(storage, queues=[queue])).lease if ending is not Event.CANCEL else None
-        joining = [new_job(callbacks=(follow_up(on=On.ALWAYS),), **options) for _ in range(6)]
+        joining = _bring_each(6, **options)
 
         async def finish(job: NewJob = job, lease: Any = lease) -> None:
             if ending is Event.CANCEL:
@@ -389,11 +499,7 @@ async def _join_and_end(places: list[Storage], meets: dict[str, Any], ending: Ev
                 group.start_soon(partial(storage.insert, [each], now=T0))
         if ending is Event.BURY and (await row(storage, job.id)).status.active:
             assert (await maintain(storage, now=at(LEASE))).buried == 1  # it skips the rows that others write just now
-        for record in await storage.list(JobFilter(queues=frozenset({queue}), statuses=frozenset({Status.PENDING})), 9):
-            assert record.id != job.id
-            await storage.cancel([record.id], now=T0)
-        everyone = [each.callbacks[0] for each in (job, *joining)]
-        assert await written(storage, everyone) == {each.id for each in everyone}
+        await _cancel_all(storage, queue)
+        await _assert_all_ran(storage, [job, *joining])
         shown = await storage.list(JobFilter(queues=frozenset({"after"})), 1_000)
-        assert len(shown) == (number + 1) * len(everyone)
-        assert all(record.status is Status.PENDING for record in shown)
+        assert len(shown) == (number + 1) * 7

@@ -117,7 +117,8 @@ class ProgressConformance(Suite):
         lease = (await take(storage, queues=["q"], now=ready)).lease
         await report(storage, {lease: HALF}, now=ready)
         answer = await report(storage, {stale: Progress(fraction=1.0)}, now=ready)
-        assert (answer.held, answer.lost) == (frozenset(), {stale})
+        assert answer.lost == {stale}
+        assert not answer.held
         assert (await row(storage, lease.job_id)).progress == HALF
 
     @pytest.mark.parametrize("event", [Event.SUCCEED, Event.RETRY, Event.RELEASE, Event.FAIL, Event.ABORT])
