@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
-QUICKSTART, ASK, HANDLER, WORKERS, HOOKS, STORAGE = [text for language, text in BLOCKS if language == "python"]
+QUICKSTART, ASK, HANDLER, SHOP, BANK, WORKERS, HOOKS, STORAGE = [text for language, text in BLOCKS if language == "python"]
 EXAMPLE, TESTS, COMMAND_LINE = [text for language, text in BLOCKS if language == "sh"]
 MY_STORAGE = "from creche.storage.memory import MemoryStorage as MyStorage\n"
 
@@ -82,6 +82,17 @@ def test_the_programs_run(folder: Path) -> None:
     assert run_program(folder, WORKERS, "workers.py").splitlines() == ["any.type {'number': 1}", "any.type {}"]
 
 
+def test_callbacks_run_as_they_are_shown(folder: Path) -> None:
+    said = run_program(folder, SHOP, "shop.py").splitlines()
+    report = "report.sales is completed: {'month': '2024-05'}"
+    archived = "#general: report.archive is completed: archive/2024-05.json"
+    assert sorted(said) == sorted([f"#general: {report}", f"#sales: {report}", archived] * 2)
+
+
+def test_transactions_do_what_is_shown(folder: Path) -> None:
+    assert run_program(folder, BANK, "bank.py").splitlines() == ["NotCommitted", "paid 1"]
+
+
 def test_the_command_line_does_what_it_says(folder: Path) -> None:
     migrate, worker, dispatch, jobs = (line.removeprefix("creche ").split() for line in COMMAND_LINE.splitlines())
     assert run(folder, "-m", "creche", *migrate).split() == ["0001_initial.sql"]
@@ -99,6 +110,7 @@ def test_the_conformance_suite_takes_a_storage_in_three_lines(tmp_path: Path) ->
 def test_the_programs_are_typed(folder: Path) -> None:
     pytest.importorskip("mypy")
     programs = {"ask.py": ASK, "handler.py": HANDLER, "workers.py": WORKERS, "hooks.py": HOOKS}
+    programs |= {"shop.py": SHOP, "bank.py": BANK}
     programs["mine.py"] = MY_STORAGE + STORAGE
     for name, text in programs.items():
         (folder / name).write_text(text)
