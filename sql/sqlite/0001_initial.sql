@@ -13,7 +13,6 @@ CREATE TABLE creche_jobs (
     id                TEXT    NOT NULL PRIMARY KEY CHECK (length(id) = 36),
     queue_name        TEXT    NOT NULL,
     type              TEXT    NOT NULL,
-    payload           TEXT    NOT NULL CHECK (json_valid(payload)),
     status            TEXT    NOT NULL
         CHECK (status IN ('pending', 'scheduled', 'processing', 'completed', 'failed', 'cancelled')),
     priority          INTEGER NOT NULL,
@@ -32,20 +31,22 @@ CREATE TABLE creche_jobs (
     -- Whether this row is the one that a dispatch of the same fingerprint joins: from its insert until it failed, was
     -- cancelled, or completed without a cached result; a stale cached result lets go when the next dispatch finds it.
     single_flight     INTEGER NOT NULL DEFAULT 0 CHECK (single_flight IN (0, 1)),
-    result            TEXT             CHECK (result IS NULL OR json_valid(result)),
     result_ttl        INTEGER,         -- microseconds
     result_expires_at INTEGER,
-    errors            TEXT    NOT NULL DEFAULT '[]' CHECK (json_valid(errors)),
     last_error        TEXT,            -- the newest of them in one line, for people
-    -- What is to run when the job is over, {"success": […], "failure": […], "always": […]}; NULL: nothing. An end takes
-    -- the lists that it calls for out, with the jobs that it writes from them: what still stands here was never written.
-    callbacks         TEXT             CHECK (callbacks IS NULL OR json_valid(callbacks)),
-    origin            TEXT             CHECK (origin IS NULL OR json_valid(origin)),  -- whose callback this is
     progress          REAL,            -- from 0 to 1, of the attempt that runs or ran last
     progress_message  TEXT,
     created_at        INTEGER NOT NULL,
     updated_at        INTEGER NOT NULL,
-    completed_at      INTEGER          -- set in every finished state
+    completed_at      INTEGER,         -- set in every finished state
+    -- What may be large comes last: SQLite reads a row from its front, and all pages before the column that it wants.
+    result            TEXT             CHECK (result IS NULL OR json_valid(result)),
+    errors            TEXT    NOT NULL DEFAULT '[]' CHECK (json_valid(errors)),
+    -- What is to run when the job is over, {"success": […], "failure": […], "always": […]}; NULL: nothing. An end takes
+    -- the lists that it calls for out, with the jobs that it writes from them: what still stands here was never written.
+    callbacks         TEXT             CHECK (callbacks IS NULL OR json_valid(callbacks)),
+    origin            TEXT             CHECK (origin IS NULL OR json_valid(origin)),  -- whose callback this is
+    payload           TEXT    NOT NULL CHECK (json_valid(payload))
 ) STRICT;
 
 -- Exactly the order of reserve: it reads the head of a queue and nothing else. Jobs that are not due are `scheduled` and

@@ -26,4 +26,4 @@ WHERE rowid IN (
         AND attempts >= max_attempts
     LIMIT :limit
 )
-RETURNING id, status, callbacks IS NOT NULL AS is_followed
+RETURNING id, status, typeof(callbacks) = 'text' AS is_followed

@@ -10,4 +10,4 @@ SET status = iif(status = 'processing', status, 'cancelled'),
     completed_at = iif(status = 'processing', NULL, :now)
 WHERE id IN (SELECT value FROM json_each(:ids))
     AND status IN ('pending', 'scheduled', 'processing')
-RETURNING id, status, callbacks IS NOT NULL AS is_followed
+RETURNING id, status, typeof(callbacks) = 'text' AS is_followed

@@ -35,4 +35,4 @@ WHERE rowid IN (
         AND (cancel_requested OR attempts < max_attempts)
     LIMIT :limit
 )
-RETURNING id, status, callbacks IS NOT NULL AS is_followed
+RETURNING id, status, typeof(callbacks) = 'text' AS is_followed

@@ -1,6 +1,7 @@
 -- End attempts. Fenced by the whole lease: no row, no effect. What follows an event is creche._lifecycle's to say and comes
 -- in as status, goes_on, gives_back; what only the row knows is decided here: whether its cancellation was asked for
 -- meanwhile (a job that would go on ends), and whether it is due already (then nothing would promote it in time).
+-- typeof, here and elsewhere in RETURNING: SQLite 3.40 takes IS NOT NULL there for true because another column is NOT NULL.
 -- MATERIALIZED: or each mention of a value would take it out of the JSON again.
 WITH settlement AS MATERIALIZED (
     SELECT
@@ -44,4 +45,4 @@ WHERE job.id = settlement.id
     AND job.token = settlement.token
     AND job.nonce = settlement.nonce
     AND +job.status = 'processing'  -- + keeps ANALYZE from beginning with all that are processing
-RETURNING id, token, nonce, queue_name, status, available_at, callbacks IS NOT NULL AS is_followed
+RETURNING id, token, nonce, queue_name, status, available_at, typeof(callbacks) = 'text' AS is_followed
