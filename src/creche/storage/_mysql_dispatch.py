@@ -22,7 +22,7 @@ from creche.storage._asyncmy import Connection
 from creche.storage._batches import in_lock_order
 from creche.storage._handles import Run
 from creche.storage._mysql_calls import BEGIN, COMMIT, DUPLICATE, Row, chunks, trips, undone_on_error
-from creche.storage._mysql_ends import follow
+from creche.storage._mysql_ends import follow_now
 from creche.storage._mysql_literals import Expression, clock, render
 from creche.storage._pool import TransientConflict
 from creche.storage._rows import callbacks_json
@@ -384,7 +384,9 @@ class _Dispatch:
                 self._woken |= {each.queue_name for each in new if each.on.calls_for(status)}
             elif status is Status.PENDING:
                 self._woken.add(queue_name.decode())
-        return [*statements, *(follow(self._write.render, ended, now=self._write.now) if ended else ())]
+        if ended:
+            statements += follow_now(self._write.render, ended, now=self._write.now)
+        return statements
 
     def _see_again(self, job: NewJob, row: Row | None) -> None:
         """Answer by the row as it is below the lock."""

@@ -6,6 +6,7 @@ It sends nothing, and wakes nobody.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Final
 from uuid import UUID
 
 from creche._job import ERRORS_KEPT, WAKE_HORIZON, Lease, Settlement
@@ -14,14 +15,25 @@ from creche.storage import _mysql_rows as rows
 from creche.storage._mysql_calls import Row, chunks
 from creche.storage._mysql_literals import Expression, Render
 
-# How many statements there are at the end of what `settling` and `follow` return.
-FOLLOWING = 3
+# What follow_up_if_any.sql has chosen.
+CHOSEN: Final = ("PREPARE creche_follow_up FROM @creche_follow_up", "EXECUTE creche_follow_up")
 
 
 def follow(render: Render, ids: Iterable[UUID], *, now: Expression) -> Sequence[str]:
     """Return the statements that write what follows jobs which have just ended; the first says whom that wakes."""
     ended = {"ids": sorted(ids)}
-    return [render("followed", **ended), render("follow_up", now=now, **ended), render("forget_callbacks", **ended)]
+    follow_up = render("follow_up", now=now, **ended)
+    choose = render("follow_up_if_any", follow_up=follow_up, **ended)
+    return [render("followed", **ended), choose, *CHOSEN, render("forget_callbacks", **ended)]
+
+
+FOLLOWING: Final = 3 + len(CHOSEN)
+
+
+def follow_now(render: Render, ids: Iterable[UUID], *, now: Expression) -> Sequence[str]:
+    """Return the statements of `follow` for jobs that are known to be followed; nobody needs to be told."""
+    ended = {"ids": sorted(ids)}
+    return [render("follow_up", now=now, **ended), render("forget_callbacks", **ended)]
 
 
 def settling(render: Render, settlements: Collection[Settlement], *, now: Expression, most: int) -> Sequence[str]:
@@ -50,4 +62,4 @@ def settled(answers: Sequence[Sequence[Row]]) -> tuple[frozenset[Lease], set[str
     """Return what was accepted, by the answers to the statements of `settling`, and whom to wake."""
     found, followed = answers[-1 - FOLLOWING], answers[-FOLLOWING]
     goes_on = {row[3].decode() for row in found if row[3] is not None}
-    return frozenset(map(rows.lease, found)), goes_on | rows.names(followed)
+    return frozenset(map(rows.lease, found)), goes_on | rows.woken(followed)

@@ -19,6 +19,7 @@ from creche.storage._mysql_calls import Row
 from creche.storage._mysql_literals import Expression, literal, moment_text
 
 _ENCODER: Final = msgspec.json.Encoder()
+_NAMES: Final = msgspec.json.Decoder(list[str])
 _MICROSECOND: Final = timedelta(microseconds=1)
 _NEWEST: Final = b"\xff" * 16
 
@@ -262,9 +263,13 @@ def ends(rows: Iterable[Row]) -> dict[UUID, End | None]:
     return {UUID(bytes=job_id): _rows.end(status, result, errors) for job_id, status, result, errors in rows}
 
 
-def names(rows: Iterable[Row]) -> set[str]:
-    """Return rows that are a name each."""
-    return {row[0].decode() for row in rows}
+def woken(rows: Iterable[Row]) -> set[str]:
+    """Return the names in the rows of `followed.sql`."""
+    names: set[str] = set()
+    for queues, watchers in rows:
+        names.update(_NAMES.decode(queues) if queues else ())
+        names.update(bytes.fromhex(name).decode() for name in (_NAMES.decode(watchers) if watchers else ()))
+    return names
 
 
 def dead_letter(row: Row) -> DeadLetter:

@@ -74,7 +74,7 @@ class _Round:
                 await self._send(*statements)
             return len(recovered), len(buried), set()
         answers = await self._send(*statements, *follow(self.render, ended, now=self.now))
-        return len(recovered), len(buried), rows.names(answers[len(statements)])
+        return len(recovered), len(buried), rows.woken(answers[len(statements)])
 
     async def _promote(self) -> tuple[int, set[str]]:
         """Promote in the queue that has waited longest first."""

@@ -339,7 +339,7 @@ class MySQLStorage:
         cancel, statuses = self._render("cancel", ids=ids, now=moment), self._render("statuses", ids=ids)
         statements = [cancel, *follow(self._render, ids, now=moment), statuses]
         answers = await self._calls.run(partial(together, statements=statements))
-        self._wake(rows.names(answers[1].rows))
+        self._wake(rows.woken(answers[1].rows))
         return rows.statuses(answers[-1].rows)
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
