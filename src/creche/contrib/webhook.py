@@ -128,7 +128,7 @@ def _keys(secrets: object) -> tuple[_Key, ...]:
 
 
 def _content(id: str, timestamp: str, body: bytes) -> bytes:
-    return f"{id}.{timestamp}.".encode() + body
+    return f"{id}.{timestamp}.".encode("utf-8", "surrogatepass") + body  # some servers pass odd bytes on as surrogates
 
 
 def _signed_headers(id: str, timestamp: int, body: bytes, keys: Sequence[_Key]) -> dict[str, str]:
@@ -175,9 +175,9 @@ def verify(
         raise SignatureInvalid("one of the headers webhook-id, webhook-timestamp and webhook-signature is missing")
     if not re.fullmatch(r"[0-9]{1,15}", timestamp):
         raise SignatureInvalid("webhook-timestamp is no number of seconds")
-    content = _content(message, timestamp, body.encode() if isinstance(body, str) else body)
+    content = _content(message, timestamp, body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body)
     expected = [key.sign(content).encode() for key in keys]
-    candidates = [each.encode() for each in signatures.split()[:16]]
+    candidates = [each.encode("utf-8", "surrogatepass") for each in signatures.split()[:16]]
     # Each is compared with each, to the end, so that the time it takes tells nothing.
     if not any([hmac.compare_digest(one, other) for one in expected for other in candidates]):  # noqa: C419
         raise SignatureInvalid("no signature of it was made with one of the secrets")
@@ -497,7 +497,7 @@ class Webhooks:
         try:
             target = _check_url(url, allow_private=self._allow_private)
         except OptionInvalid as refused:
-            raise Discard(str(refused)) from None
+            raise Discard(f"its URL may not be called: {refused.rule}") from None
         host = target.raw_host.decode()
         body = _body(job.origin, result, job.created_at)
         headers = _signed_headers(str(job.id), int(time.time()), body, self._keys)
