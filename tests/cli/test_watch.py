@@ -1,10 +1,11 @@
-"""`creche jobs watch`: a real worker in another process, and what is seen of its job here."""
+"""`creche jobs watch`, and callbacks of `creche dispatch`: a real worker in another process, and what is seen here."""
 
 from __future__ import annotations
 
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,19 @@ APP = """
             await job.progress(page / pages, f"page {page}\\x1b[31m")
             await anyio.sleep(0.1)
         return pages
+
+    runs = 0
+
+    @queue.task("count")
+    async def count() -> int:
+        global runs
+        runs += 1
+        return runs
+
+    @queue.callback("tell")
+    async def tell(result: int) -> None:
+        with open("told", "a") as told:
+            told.write(f"{result}\\n")
 
     @queue.task("dies")
     async def dies() -> None:
@@ -84,7 +98,7 @@ def test_each_line_is_json_where_that_was_asked_for(home: Path) -> None:
 
 
 def test_a_terminal_has_a_bar(home: Path) -> None:
-    job_id = dispatch(home, "read", "pages=15")
+    job_id = dispatch(home, "read", "pages=30")
     ours, theirs = pty.openpty()
     command = creche("jobs", "watch", "--dsn", "sqlite:///jobs.db", job_id)
     with subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=theirs) as watching:
@@ -99,10 +113,10 @@ def test_a_terminal_has_a_bar(home: Path) -> None:
             drawn += piece
         output, _ = watching.communicate(timeout=PATIENCE)
     os.close(ours)
-    assert output == b"15\n"
+    assert output == b"30\n"
     assert "━".encode() in drawn
     assert b"100%" in drawn
-    assert b"page 0\\u001b[31m" in drawn
+    assert re.search(rb"page \d+\\u001b\[31m", drawn)
 
 
 def test_a_job_that_dies_or_is_not_there_or_takes_too_long_has_its_own_exit_code(home: Path) -> None:
@@ -115,3 +129,15 @@ def test_a_job_that_dies_or_is_not_there_or_takes_too_long_has_its_own_exit_code
     late = watch(home, "--timeout", "0.2", dispatch(home, "read", "pages=30"))
     assert late.returncode == 4
     assert "is still" in late.stderr
+
+
+def test_a_dispatch_may_ask_for_a_new_run_and_for_callbacks(home: Path) -> None:
+    options = ["--result-ttl", "60", "--callback", "tell", "--wait"]
+    runs = [dispatch(home, "count", *options), dispatch(home, "count", *options)]
+    runs.append(dispatch(home, "count", *options, "--refresh"))
+    assert runs == ["1", "1", "2"]
+    until = time.monotonic() + PATIENCE
+    while len(told := (home / "told").read_text().split() if (home / "told").exists() else []) < 3:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert sorted(told) == ["1", "1", "2"]

@@ -36,10 +36,22 @@ _TARGET: Final = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 @click.option("--idempotency-key", metavar="KEY", help="The queue has one job for each key.")
 @click.option("--result-ttl", type=float, metavar="SECONDS", help="The result answers equal dispatches for so long.")
 @click.option("--unique", is_flag=True, help="Join an equal job that is on its way.")
+@click.option("--refresh", is_flag=True, help="Run anew, though an equal job's result is cached.")
+@click.option("--callback", multiple=True, metavar="TYPE", help="Runs with the result when it is over; repeatable.")
 @click.option("--wait", is_flag=True, help="Wait until the job is over, and print its result as JSON.")
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: for at most so long.")
 @click.option("--json", is_flag=True, help="Print the receipt as JSON.")
-def dispatch(words: Sequence[str], wait: bool, timeout: float | None, json: bool, unique: bool, **options: Any) -> None:
+def dispatch(
+    words: Sequence[str],
+    *,
+    wait: bool,
+    timeout: float | None,
+    json: bool,
+    unique: bool,
+    refresh: bool,
+    callback: Sequence[str],
+    **options: Any,
+) -> None:
     """Ask for a job and print its id.
 
     TARGET is module:name of a Queue, a Worker, or a function that returns one; CRECHE_APP stands in for it. TYPE is
@@ -53,7 +65,8 @@ def dispatch(words: Sequence[str], wait: bool, timeout: float | None, json: bool
     payload = _payload(queue, job_type, arguments)
     if not queue.storage.capabilities.shared:
         raise Trouble(f"{queue.storage!r} lives inside one process: no worker would see the job")
-    send = partial(queue.dispatch, job_type, payload, unique=unique or None, **options)
+    options |= {"unique": unique or None, "refresh": refresh or None, "callbacks": callback or None}
+    send = partial(queue.dispatch, job_type, payload, **options)
     anyio.run(_dispatch, queue, send, (math.inf if timeout is None else timeout) if wait else None, json)
 
 
