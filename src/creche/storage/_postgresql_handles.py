@@ -40,37 +40,34 @@ def through(handle: object) -> Run:
     Raises:
         OptionInvalid: it is none that is known, or in no transaction.
     """
-    if isinstance(handle, psycopg.AsyncConnection):
-        _check(handle, handle.autocommit)
-        return partial(_psycopg, handle)
-    if isinstance(handle, psycopg.Connection):
-        _check(handle, handle.autocommit)
-        return partial(_psycopg_sync, handle)
-    if is_one_of(handle, _ASYNCPG):
-        if not handle.is_in_transaction():  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
-            raise OptionInvalid("connection", handle, _IN_TRANSACTION)
-        return partial(_asyncpg, handle)
-    run = through_sqlalchemy(handle, _DIALECTS)
+    theirs: Any = handle
+    alone = False
+    run: Run | None
+    if isinstance(theirs, psycopg.AsyncConnection | psycopg.Connection):
+        alone = theirs.autocommit and theirs.info.transaction_status == pq.TransactionStatus.IDLE
+        run = partial(_psycopg if isinstance(theirs, psycopg.AsyncConnection) else _psycopg_sync, handle)
+    elif is_one_of(handle, _ASYNCPG):
+        alone = not theirs.is_in_transaction()
+        run = partial(_asyncpg, handle)
+    else:
+        run = through_sqlalchemy(handle, _DIALECTS)
     if run is None:
         raise OptionInvalid("connection", handle, "a connection of psycopg, asyncpg or SQLAlchemy, or a session of it")
-    return run
-
-
-def _check(handle: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], autocommit: bool) -> None:
-    if autocommit and handle.info.transaction_status == pq.TransactionStatus.IDLE:
+    if alone:
         raise OptionInvalid("connection", handle, _IN_TRANSACTION)
+    return run
 
 
 # Cursors of our own: the caller's connection may make some that give dicts, or that take other placeholders.
 
 
-async def _psycopg(connection: psycopg.AsyncConnection[Any], text: str) -> Ran:
+async def _psycopg(connection: Any, text: str) -> Ran:
     async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
         await cursor.execute(text.encode())
         return Ran(await cursor.fetchall() if cursor.description else [], cursor.rowcount)
 
 
-async def _psycopg_sync(connection: psycopg.Connection[Any], text: str) -> Ran:
+async def _psycopg_sync(connection: Any, text: str) -> Ran:
     with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
         cursor.execute(text.encode())
         return Ran(cursor.fetchall() if cursor.description else [], cursor.rowcount)

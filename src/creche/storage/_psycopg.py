@@ -380,8 +380,8 @@ class Connection(AsyncConnection[Row]):
         """Be as psycopg makes connections, whatever its last user has set on it; what the server keeps of a session is
         not touched.
         """
-        self.row_factory = tuple_row
-        self.cursor_factory = AsyncCursor
+        plain: tuple[Any, Any] = tuple_row, AsyncCursor
+        self.row_factory, self.cursor_factory = plain
         self._adapters = AdaptersMap(psycopg.adapters)
         self._prepared = PrepareManager()
         self.prepare_threshold = None

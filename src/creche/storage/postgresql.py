@@ -286,15 +286,15 @@ class PostgreSQLStorage:
         }
         names = ("promote", "prune", "prune_dead_letters", "prune_watches", "next_due", "next_expiry")
 
-        async def work(connection: Link) -> tuple[Sequence[Sequence[Row]], ...]:
+        async def work(connection: Link) -> tuple[Sequence[Row], Sequence[Sequence[Row]]]:
             runner = OwnRunner(connection, self._sql)
             async with connection.transaction():
                 ends = await runner.together(("recover", "bury"), parameters)
                 over = [job_id for ((_, ids),) in ends for job_id in ids or ()]
                 followed = await runner.rows("follow_up", {"ids": over, "now": now}) if over else _NO_ROWS
-                return followed, *ends, *await runner.together(names, parameters)
+                return followed, [*ends, *await runner.together(names, parameters)]
 
-        followed, *answer = await self._calls.run(work)
+        followed, answer = await self._calls.run(work)
         ((recovered, _),), ((buried, _),), ((promoted, woken),), ((pruned,),), _, _, ((due_in,),), ((expiry_in,),) = (
             answer
         )
@@ -317,7 +317,8 @@ class PostgreSQLStorage:
         async def work(connection: Link) -> Sequence[Sequence[Row]]:
             return await OwnRunner(connection, self._sql).together(("cancel", "follow_up"), parameters)
 
-        answer, followed = await self._run(job_ids, work, (_NO_ROWS, _NO_ROWS))
+        nothing: Sequence[Sequence[Row]] = (_NO_ROWS, _NO_ROWS)
+        answer, followed = await self._run(job_ids, work, nothing)
         self._wake({name for (name,) in followed})
         return {job_id: Status(status) for job_id, status in answer}
 
