@@ -184,7 +184,7 @@ def test_a_password_in_a_url_is_not_shown_with_the_refusal() -> None:
 
 def test_when_it_is_called_is_checked() -> None:
     with pytest.raises(OptionInvalid, match="success, failure, always"):
-        webhooks().to("https://example.org", on="never")
+        webhooks().to("https://example.org", on=cast("Any", "never"))
 
 
 @pytest.mark.parametrize(("address", "public"), [("192.88.99.1", False), ("192.0.0.10", False), ("1.1.1.1", True)])

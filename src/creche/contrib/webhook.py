@@ -38,6 +38,7 @@ from creche import (
     Retry,
     Tasks,
 )
+from creche._callbacks import When
 from creche._job import Origin, seconds
 from creche.abc import Backoff
 
@@ -467,7 +468,7 @@ class Webhooks:
     def __repr__(self) -> str:
         return f"<Webhooks {self._type!r}>"
 
-    def to(self, url: str, *, on: str = "always") -> Callback:
+    def to(self, url: str, *, on: When = "always") -> Callback:
         """Return a callback that tells `url` how a job ended.
 
         Args:
