@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -46,6 +47,14 @@ class Ledger:
 def read_ledgers(folder: Path) -> list[Entry]:
     """Return what everybody did, in the order of time."""
     return sorted((entry for file in folder.glob("*.ledger") for entry in _entries(file)), key=lambda each: each["at"])
+
+
+def ended_well(entry: Entry, dismissed: float) -> bool:
+    """Whether a process that nobody killed ended as it should: workers only when they were dismissed."""
+    if not entry["name"].startswith("worker-"):
+        return bool(entry["code"] == 0)
+    # One that was asked to end before it listened for signals is ended by the signal itself.
+    return entry["at"] >= dismissed and entry["code"] in {0, -signal.SIGTERM}
 
 
 def _entries(file: Path) -> Iterator[Entry]:
@@ -106,11 +115,12 @@ class Herd:
             self._ended(who, status)
         return who
 
-    def ask_to_end(self) -> None:
-        """Send everybody SIGTERM."""
+    def ask_to_end(self, role: str) -> None:
+        """Send these SIGTERM."""
         self._ledger.note("dismissed")
-        for pid in self._alive.values():
-            os.kill(pid, signal.SIGTERM)
+        for who, pid in self._alive.items():
+            if who.startswith(f"{role}-"):
+                os.kill(pid, signal.SIGTERM)
 
     def bury(self) -> list[str]:
         """Return, once, the names of those that have ended by themselves."""
@@ -154,3 +164,23 @@ class Herd:
 
     def _ended(self, who: str, status: int) -> None:
         self._ledger.note("ended", name=who, code=os.waitstatus_to_exitcode(status))
+
+
+def run_program(program: Path, *arguments: str, limit: float) -> tuple[int, str]:
+    """Run a program that has a herd; return its exit code, and what it and its herd said. It leaves nobody behind.
+
+    Args:
+        program: a Python file.
+        arguments: of its command line.
+        limit: seconds after which all of them are killed.
+    """
+    command: list[str | Path] = [sys.executable, "-W", "error", program, *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as running:
+        try:
+            told, _ = running.communicate(timeout=limit)
+        finally:
+            if running.poll() is None:
+                os.killpg(running.pid, signal.SIGKILL)
+    return running.returncode, told

@@ -31,7 +31,7 @@ from creche import Callback, Job, Queue, Status, Worker, events
 from creche.errors import CrecheError
 from creche.storage import open_storage
 from creche.testing.servers import private_mariadb, private_mysql, private_postgresql
-from faults.herd import LOOPS, Entry, Herd, Ledger, read_ledgers
+from faults.herd import LOOPS, Entry, Herd, Ledger, ended_well, read_ledgers
 
 ACTIVE: Final = [status for status in Status if status.active]
 ENGINES: Final = ("sqlite", "postgresql", "mariadb", "mysql")
@@ -168,7 +168,7 @@ def rage(dsn: str, weather: Weather, folder: Path) -> None:
         if herd.finish(PATIENCE, "dispatcher"):
             herd.start("drainer", play(lambda cast: cast.drain))
             herd.finish(PATIENCE, "drainer")
-        herd.ask_to_end()
+        herd.ask_to_end("worker")
         herd.finish(30, "worker")
     finally:
         herd.end()
@@ -372,7 +372,7 @@ def check_processes(story: Story) -> Iterator[str]:
     """Who was not killed ended well, and no worker ended by itself."""
     dismissed = min((entry["at"] for entry in story.all("dismissed")), default=0.0)
     for entry in story.all("ended"):
-        if entry["code"] != 0 or (entry["name"].startswith("worker") and entry["at"] < dismissed):
+        if not ended_well(entry, dismissed):
             yield f"{entry['name']} ended with {entry['code']}"
     dispatchers = [entry for entry in story.all("ended") if entry["name"].startswith("dispatcher")]
     if len(dispatchers) != story.weather.processes:
