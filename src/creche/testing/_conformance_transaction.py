@@ -138,6 +138,17 @@ class TransactionConformance(Suite):
         assert await everything(storage) == before
         assert await settle(storage, lease, Event.SUCCEED, result=b"1", now=at(2 * LEASE))
 
+    @pytest.mark.parametrize("event", ENDS)
+    async def test_an_attempt_that_is_over_is_not_ended_in_it_again(self, storage: Storage, event: Event) -> None:
+        """Or else what a handler wrote of its own would be committed twice, for one attempt."""
+        lease = await hold(storage)
+        assert await settle(storage, lease, event, **SETTLES_WITH[event])
+        before = await everything(storage)
+        for again in (event, Event.SUCCEED):
+            with pytest.raises(LeaseGone):
+                await settle_in_one(storage, lease, again, **SETTLES_WITH[again])
+        assert await everything(storage) == before
+
     async def test_a_lease_that_is_lost_while_it_is_open_settles_nothing(self, storage: Storage) -> None:
         lease = await hold(storage, max_attempts=1)
 
@@ -194,7 +205,7 @@ class TransactionConformance(Suite):
                     rivals.start_soon(rival, b'"two"')
             record = await row(storage, lease.job_id)
             assert record.status is Status.COMPLETED
-            assert record.result in done
+            assert [record.result] == done
             assert (await row(storage, callback.id)).payload == record.result
 
     async def test_of_a_transaction_and_an_upkeep_at_once_one_ends_the_attempt(self, storage: Storage) -> None:
