@@ -17,7 +17,7 @@ PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, and who may import whom."""
-    session.install("-e", ".[trio,postgres,mysql]", "--group", "lint", "--group", "test")
+    session.install("-e", ".[all]", "--group", "lint", "--group", "test")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("lint-imports")
@@ -26,7 +26,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Both type checkers, strict."""
-    session.install("-e", ".[trio,postgres,mysql]", "--group", "dev")
+    session.install("-e", ".[all]", "--group", "dev")
     session.run("mypy")
     session.run("pyright", "--pythonpath", f"{session.bin}/python")
 
@@ -34,19 +34,19 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The whole suite, on each Python from 3.11 that is installed."""
-    session.install(".[trio,postgres,mysql]", "--group", "test", "--group", "types")
+    session.install(".[all]", "--group", "test", "--group", "types")
     session.run("pytest", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0], venv_backend="uv")
 def lowest(session: nox.Session) -> None:
     """The suite on the oldest releases that pyproject.toml admits."""
-    session.install("--resolution=lowest-direct", ".[trio,postgres,mysql]", "--group", "test")
+    session.install("--resolution=lowest-direct", ".[all]", "--group", "test")
     session.run("pytest", *session.posargs)
 
 
 @nox.session
 def example(session: nox.Session) -> None:
     """The main example, on the embedded SQLite that one gets by default."""
-    session.install(".[trio,postgres,mysql]")
+    session.install(".[all]")
     session.run("python", "examples/library_index.py")

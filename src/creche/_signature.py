@@ -160,8 +160,19 @@ def _field(parameter: inspect.Parameter) -> tuple[str, Any] | tuple[str, Any, An
     annotation = _annotation(parameter)
     if parameter.default is parameter.empty:
         return parameter.name, annotation
-    default = parameter.default
+    default = _shaped(parameter.default, annotation)
     return parameter.name, annotation, msgspec.field(default_factory=lambda: deepcopy(default))
+
+
+def _shaped(default: Any, annotation: Any) -> Any:
+    """Return a default as an argument of that value would come out: for `x: float = 1`, that is 1.0.
+
+    Or `f()` and `f(1)` would be two different pieces of work.
+    """
+    try:
+        return default if annotation is Any else msgspec.convert(to_plain(default), annotation, str_keys=True)
+    except (Refused, msgspec.ValidationError, TypeError):
+        return default  # said elsewhere, or the business of a serializer of its own
 
 
 def _misfit(info: Type, serializer: Serializer | None) -> str:

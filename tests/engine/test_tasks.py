@@ -363,3 +363,11 @@ async def test_a_back_off_may_answer_with_a_timedelta(queue: Queue, storage: Fau
         await bad.dispatch()
         await until(lambda: bool(storage.settled))
     assert storage.settled[0].delay == 60
+
+
+async def test_a_default_and_the_same_value_given_are_one_piece_of_work(queue: Queue) -> None:
+    @queue.task("sum", unique=True)
+    async def add(a: float = 1, c: tuple[int, ...] = ()) -> None: ...
+
+    receipts = [await add.dispatch(), await add.dispatch(1), await add.dispatch(a=1.0, c=())]
+    assert len({receipt.job_id for receipt in receipts}) == 1
