@@ -332,27 +332,27 @@ async def test_a_connection_of_another_thread_is_its_drivers_error(storage: SQLi
     del connection
 
 
-@pytest.mark.parametrize("batch", [[job()], [job(fingerprint=sha256(b"2").digest(), refresh=True)]])
+@pytest.mark.parametrize("opens", [plain, begun, alchemy_session, alchemy_connection])
 async def test_the_write_lock_is_taken_first_so_that_a_rivals_commit_is_no_conflict(
-    storage: SQLiteStorage, path: Path, batch: list[NewJob]
+    storage: SQLiteStorage, path: Path, opens: Open
 ) -> None:
-    begun, held = threading.Event(), threading.Event()
+    locked, held = threading.Event(), threading.Event()
 
     def rival() -> None:
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("INSERT INTO orders VALUES (5)")
-            begun.set()
+            locked.set()
             held.wait(0.2)
             connection.execute("COMMIT")
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(anyio.to_thread.run_sync, rival)
-        await anyio.to_thread.run_sync(begun.wait, SOON)
-        with closing(sqlite3.connect(path)) as connection:
-            await storage.insert(batch, connection=connection)
-            assert connection.in_transaction
-            connection.commit()
+        await anyio.to_thread.run_sync(locked.wait, SOON)
+        async with opens(path) as handle:
+            (insertion,) = await storage.insert([job()], connection=handle)
+            await finished(handle.commit())
+    assert await storage.find([insertion.job_id])
 
 
 async def test_of_a_dispatch_in_an_open_transaction_and_a_rivals_one_inserts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -382,6 +383,23 @@ async def test_a_lock_that_another_process_holds_too_long_is_unavailable_and_nob
                 rival.execute("ROLLBACK")
                 assert await works(storage)
                 await shared.connection.execute("SELECT 1")  # now it begins
+
+
+async def test_those_who_wait_for_it_take_no_threads(storage: SQLiteStorage, path: Path) -> None:
+    async def transact(number: int) -> None:
+        async with storage.transaction() as shared:
+            await shared.connection.execute("INSERT INTO orders VALUES (?, NULL)", [number])
+
+    async with anyio.create_task_group() as tasks, storage.transaction() as shared:
+        await shared.connection.execute("SELECT 1")
+        before = threading.active_count()
+        for number in range(30):
+            tasks.start_soon(transact, number)
+            tasks.start_soon(storage.insert, [job()])
+        await anyio.wait_all_tasks_blocked()
+        assert threading.active_count() <= before + 1
+    assert len(orders(path)) == 30
+    assert len(await storage.list(JobFilter(), 50)) == 30
 
 
 async def test_many_transactions_and_writes_take_turns(storage: SQLiteStorage, path: Path) -> None:

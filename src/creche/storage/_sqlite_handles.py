@@ -38,7 +38,10 @@ async def through(handle: object, path: Path, texts: Mapping[str, str]) -> RunNa
     found = (await run("PRAGMA database_list")).rows
     if not _is_file(path, [_plain(row[2]) for row in found if _plain(row[1]) == "main"]):
         raise OptionInvalid("connection", handle, f"a connection to {path}")
-    if not isinstance(handle, Connection) and _commits_each_statement(await _driver_connection(handle)):
+    # It finds nothing, but it is a write: the lock is taken before anything is read, and a driver that begins
+    # transactions by itself has begun one now.
+    await run(with_values(texts["expire_results"], {"fingerprints": "[]", "now": 0}))
+    if not isinstance(handle, Connection) and not (await _driver_connection(handle)).in_transaction:
         raise OptionInvalid(
             "connection", handle, "a connection in a transaction: this one would commit each statement by itself"
         )
@@ -115,14 +118,6 @@ async def _driver_connection(handle: Any) -> Any:
     if hasattr(connection, "get_raw_connection"):  # an async one
         return (await connection.get_raw_connection()).driver_connection
     return connection.connection.driver_connection
-
-
-def _commits_each_statement(connection: Any) -> bool:
-    """Whether no transaction is begun, and the driver begins none by itself before a write."""
-    if connection.in_transaction:
-        return False
-    autocommit = getattr(connection, "autocommit", None)  # since Python 3.12; -1 leaves it to isolation_level
-    return autocommit is True or (autocommit is not False and connection.isolation_level is None)
 
 
 def _is_file(path: Path, names: Sequence[str]) -> bool:
