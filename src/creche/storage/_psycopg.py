@@ -15,7 +15,7 @@ import os
 import select
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext, suppress
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -257,7 +257,7 @@ class Connection(AsyncConnection[Row]):
 
     A task that is cancelled while its statement is in flight drops the socket at once: what became of the statement is
     unknown, and the connection is `closed`. Cancelled while nothing is in flight, the connection stays good. Leaving a
-    transaction or a pipeline is shielded, for at most `FAREWELL` seconds past the surrounding deadline.
+    transaction, or a pipeline that is one, is shielded, for at most `FAREWELL` seconds past the surrounding deadline.
     """
 
     def __init__(self, pgconn: pq.abc.PGconn, row_factory: AsyncRowFactory[Any] = tuple_row) -> None:
@@ -427,7 +427,10 @@ class Connection(AsyncConnection[Row]):
 
     @asynccontextmanager
     async def pipeline(self) -> AsyncGenerator[AsyncPipeline]:
-        """Send statements without waiting for each answer. The end of the block collects them, shielded."""
+        """Send statements without waiting for each answer. The end of the block collects them, shielded: it commits
+        them, too, unless a transaction has begun before.
+        """
+        within = self.pgconn.transaction_status == pq.TransactionStatus.INTRANS
         block = super().pipeline()
         pipeline = await block.__aenter__()
         try:
@@ -436,7 +439,7 @@ class Connection(AsyncConnection[Row]):
             with _last_word(self, error):
                 await block.__aexit__(type(error), error, error.__traceback__)
             raise
-        with _last_word(self, None):
+        with nullcontext() if within else _last_word(self, None):
             await block.__aexit__(None, None, None)
 
 
