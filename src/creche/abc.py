@@ -134,7 +134,8 @@ class Transaction(Protocol):
         """End an attempt within this transaction, as `Storage.settle` does; the last thing that is done in it.
 
         Returns:
-            False if the lease is lost: nothing was written, and the block must be left by an exception.
+            False if the lease is lost, or the attempt was ended before, if only by this transaction's holder: nothing
+            was written, and the block must be left by an exception, or the handler's writes would be made twice.
         """
         ...
 
@@ -202,10 +203,10 @@ class Storage(Protocol):
         Args:
             jobs: which.
             now: stands in for the database's clock.
-            connection: a handle of the caller's on the same database, in a transaction of its own: all this is then
-                done through it, and is committed or rolled back by the caller. Nothing is committed here, and
-                nothing is tried again: what its driver raises goes to the caller as it is. Which handles it takes,
-                an adapter says; OptionInvalid for any other.
+            connection: a handle of the caller's on the same database, in a transaction of its own (also that of a
+                `Transaction`): all this is then done through it, and is committed or rolled back by the caller.
+                Nothing is committed here, and nothing is tried again: what its driver raises goes to the caller as it
+                is. Which handles it takes, an adapter says; OptionInvalid for any other.
         """
         ...
 
