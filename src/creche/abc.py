@@ -195,7 +195,8 @@ class Storage(Protocol):
 
         Callbacks are recorded with the job that answers, in the same transaction: they are added to those that an
         active one has; where it is over already, those that its end calls for are written now, as if they had been
-        recorded before. A callback whose id is recorded or written already is left out: the dispatch was sent twice.
+        recorded before. A callback whose id is recorded with that job already, or written and not pruned since, is left
+        out: the dispatch was sent twice.
 
         Listeners of a queue are woken, after the commit, when one of its jobs is ready or will be within half
         a minute; also when a job that waits in it was given callbacks, for it could not be reserved meanwhile.
