@@ -158,6 +158,17 @@ class Cast:
                 await anyio.sleep(0.1)
 
 
+def reroute(dsn: str, listener: socket.socket) -> tuple[tuple[str, int], str]:
+    """Return where a server is, and the DSN by which it is reached through somebody who listens and can read."""
+    parts = urlsplit(dsn)
+    assert parts.hostname, "a DSN that says a host: only connections over TCP can be cut"
+    plain = "sslmode=disable" if parts.scheme.startswith("postgres") else "ssl_mode=disabled"
+    netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{listener.getsockname()[1]}"
+    query = f"{parts.query}&{plain}" if parts.query else plain
+    port = parts.port or (5432 if parts.scheme.startswith("postgres") else 3306)
+    return (parts.hostname, port), parts._replace(netloc=netloc, query=query).geturl()
+
+
 def cut_commits(listener: socket.socket, server: tuple[str, int], odds: float, ledger: Ledger) -> None:
     """Stand between workers and their server; of some commits lose the answer, of some the commit itself."""
     while True:
@@ -208,31 +219,27 @@ def run(dsn: str, plan: Plan, folder: Path) -> None:
     open_storage(dsn)  # imports what its driver needs, once for all that are forked
     herd = Herd(folder)
     workers_dsn = dsn
-    try:
-        herd.alone("migrator", play(lambda cast: cast.queue.migrate))
-        herd.alone("user", lambda _: write(dsn, TABLE))
-        herd.alone("dispatcher", play(lambda cast: cast.dispatch))
-        if plan.cuts:
-            parts = urlsplit(dsn)
-            server = (parts.hostname or "", parts.port or 0)
-            assert all(server), "only connections over TCP, to a port that the DSN says, can be cut"
-            listener = socket.create_server(("127.0.0.1", 0))
-            herd.start("proxy", lambda ledger: cut_commits(listener, server, plan.cuts, ledger))
-            proxy = f"127.0.0.1:{listener.getsockname()[1]}"
-            workers_dsn = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{proxy}").geturl()
-        until = time.monotonic() + plan.seconds
-        for _ in range(plan.workers):
-            herd.start("worker", play(lambda cast: cast.work, workers_dsn))
-        drainer = herd.start("drainer", play(lambda cast: cast.drain))
-        while plan.calm and time.monotonic() < until and drainer not in herd.bury():
-            time.sleep(plan.calm)
-            if herd.kill_one("worker"):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        try:
+            herd.alone("migrator", play(lambda cast: cast.queue.migrate))
+            herd.alone("user", lambda _: write(dsn, TABLE))
+            herd.alone("dispatcher", play(lambda cast: cast.dispatch))
+            if plan.cuts:
+                server, workers_dsn = reroute(dsn, listener)
+                herd.start("proxy", lambda ledger: cut_commits(listener, server, plan.cuts, ledger))
+            until = time.monotonic() + plan.seconds
+            for _ in range(plan.workers):
                 herd.start("worker", play(lambda cast: cast.work, workers_dsn))
-        herd.finish(plan.patience, "drainer")
-        herd.ask_to_end("worker")
-        herd.finish(30, "worker")
-    finally:
-        herd.end()
+            drainer = herd.start("drainer", play(lambda cast: cast.drain))
+            while plan.calm and time.monotonic() < until and drainer not in herd.bury():
+                time.sleep(plan.calm)
+                if herd.kill_one("worker"):
+                    herd.start("worker", play(lambda cast: cast.work, workers_dsn))
+            herd.finish(plan.patience, "drainer")
+            herd.ask_to_end("worker")
+            herd.finish(30, "worker")
+        finally:
+            herd.end()
 
 
 # --- the auditor ------------------------------------------------------------------------------------
