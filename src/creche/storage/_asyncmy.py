@@ -184,8 +184,8 @@ class Answer:
 
     rows: list[tuple[Any, ...]]
     affected: int
-    columns: tuple[str, ...] = field(default=(), kw_only=True)
-    last_id: int = field(default=0, kw_only=True)
+    columns: tuple[str, ...] = field(default=(), kw_only=True, eq=False)
+    last_id: int = field(default=0, kw_only=True, eq=False)
 
 
 @frozen
