@@ -287,6 +287,13 @@ class PostgreSQLStorage:
         names = ("promote", "prune", "prune_dead_letters", "prune_watches", "next_due", "next_expiry")
 
         async def work(connection: Link) -> tuple[Sequence[Row], Sequence[Sequence[Row]]]:
+            # It waits for no lock, so it is soon over. Given up halfway, it would hold its rows for a moment longer,
+            # and whoever does the upkeep next would pass them over.
+            with anyio.CancelScope(shield=True, deadline=anyio.current_effective_deadline()):
+                return await upkeep(connection)
+            raise StorageUnavailable("PostgreSQL did not end the upkeep in time: its outcome is unknown")
+
+        async def upkeep(connection: Link) -> tuple[Sequence[Row], Sequence[Sequence[Row]]]:
             runner = OwnRunner(connection, self._sql)
             async with connection.transaction():
                 ends = await runner.together(("recover", "bury"), parameters)
