@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import closing
@@ -20,9 +21,13 @@ from pymysql.cursors import Cursor
 from creche._job import (
     Event,
     Failure,
+    FollowUp,
     JobFilter,
     Lease,
     NewJob,
+    On,
+    Origin,
+    Progress,
     Reservation,
     Retention,
     Settlement,
@@ -58,6 +63,7 @@ FAILURES: Final = (
     Failure(type="E", message='it\'s % \\ "quoted" ä\U0001f423', traceback="line\nline\t\x00"),
     Failure(type="ValueError", message="m" * 700),
 )
+ORIGIN: Final = Origin(job_id=UUID(int=1), type="t", queue_name="ä", status=Status.FAILED, error=FAILURES[1])
 SPANS: Final = (0.0, 0.000001, 0.5, 1.0, 1.9999995, 5.0, 30.0, 60.0)
 
 
@@ -83,7 +89,7 @@ def test_both_answer_and_keep_the_same(database: tuple[str, Raw], seed: int) -> 
 
 async def compare(dsn: str, raw: Raw, seed: int, steps: int = STEPS) -> None:
     with raw.cursor() as cursor:
-        for table in ("jobs", "dead_letters"):
+        for table in ("jobs", "dead_letters", "watches"):
             cursor.execute(f"DELETE FROM creche_{table}")
     async with MemoryStorage() as memory, MySQLStorage(dsn, push=False) as mysql:
         play = Play(random.Random(seed), memory)
@@ -126,6 +132,7 @@ class Play:
             (5, self._reserve),
             (5, self._settle),
             (2, self._extend),
+            (1, self._watch),
             (3, self._maintain),
             (1, self._cancel),
             (1, self._retry),
@@ -221,7 +228,30 @@ class Play:
             idempotency_key=None if plain else drawn(KEYS),
             fingerprint=None if plain else drawn(FINGERPRINTS),
             result_ttl=drawn([None, None, *SPANS]),
+            refresh=drawn([False, False, True]),
+            callbacks=tuple(self._some_callbacks()),
+            origin=drawn([None, None, ORIGIN]),
             **due,
+        )
+
+    def _some_callbacks(self, depth: int = 0) -> list[FollowUp]:
+        return [self._callback(depth) for _ in range(self._draw([0, 0, 0, 1, 2] if depth < 3 else [0]))]
+
+    def _callback(self, depth: int) -> FollowUp:
+        """A new one: of two jobs that had the same and ended together, nobody promises which one it follows."""
+        drawn = self._draw
+        callback_id = UUID(int=self._dice.getrandbits(128))
+        self._ids.append(callback_id)
+        return FollowUp(
+            id=callback_id,
+            type=drawn(TYPES),
+            queue_name=drawn(QUEUES),
+            priority=drawn([0, 1, -100]),
+            max_attempts=drawn([1, 3]),
+            on=drawn(list(On)),
+            head=drawn(PAYLOADS).decode(),
+            tail=drawn([None, drawn(PAYLOADS).decode()]),
+            then=tuple(self._some_callbacks(depth + 1)),
         )
 
     def _reserve(self) -> partial[Coroutine[Any, Any, Any]]:
@@ -248,7 +278,16 @@ class Play:
         return list(dict.fromkeys([*leases, *forged]))
 
     def _extend(self) -> partial[Coroutine[Any, Any, Any]]:
-        return _call("extend", self._some_leases(), self._draw(SPANS), now=self.now)
+        leases = self._some_leases()
+        told = {
+            lease: Progress(fraction=self._dice.random(), message=self._draw(PAYLOADS).decode())
+            for lease in leases
+            if self._dice.random() < 0.5
+        }
+        return _call("extend", leases, self._draw(SPANS), progress=self._draw([None, told]), now=self.now)
+
+    def _watch(self) -> partial[Coroutine[Any, Any, Any]]:
+        return _call("watch", self._known(), watcher=self._draw([None, "w", "ä"]), over=self._known())
 
     def _settle(self) -> partial[Coroutine[Any, Any, Any]]:
         return _call("settle", [self._settlement(lease) for lease in self._some_leases()], now=self.now)
@@ -324,6 +363,7 @@ def insights(memory: MemoryStorage, now: datetime) -> dict[UUID, object]:
             row.nonce,
             row.single_flight and not _over(row.record.result_expires_at, now),
             tuple(row.errors),
+            sorted(each.id.hex for each in row.callbacks),
         )
         for job_id, row in memory._rows.items()  # pyright: ignore[reportPrivateUsage]
     }
@@ -332,15 +372,16 @@ def insights(memory: MemoryStorage, now: datetime) -> dict[UUID, object]:
 def behind(raw: Raw, now: datetime) -> dict[UUID, object]:
     """The same, of MySQL's rows."""
     with raw.cursor() as cursor:
-        cursor.execute("SELECT id, token, nonce, single_flight, result_expires_at, errors FROM creche_jobs")
+        cursor.execute("SELECT id, token, nonce, single_flight, result_expires_at, errors, callbacks FROM creche_jobs")
         return {
             UUID(bytes=job_id): (
                 token,
                 nonce,
                 bool(flies) and not _over(None if expiry is None else expiry.replace(tzinfo=UTC), now),
                 attempt_errors(errors),
+                sorted(UUID(each["id"]).hex for kept in json.loads(callbacks or "{}").values() for each in kept),
             )
-            for job_id, token, nonce, flies, expiry, errors in cursor.fetchall()
+            for job_id, token, nonce, flies, expiry, errors, callbacks in cursor.fetchall()
         }
 
 

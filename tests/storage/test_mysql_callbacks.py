@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from creche._job import (
     Event,
     Failure,
     FollowUp,
+    Insertion,
     JobFilter,
     JobRecord,
     Lease,
@@ -98,7 +99,7 @@ async def rows(storage: MySQLStorage, queue: str = "after") -> list[JobRecord]:
 
 
 @asynccontextmanager
-async def half_settled(storage: MySQLStorage, lease: Lease) -> AsyncIterator[None]:
+async def half_settled(storage: MySQLStorage, lease: Lease) -> AsyncGenerator[None]:
     """A settle whose statements have run, and whose commit comes at the end of the block."""
     end = Settlement(lease=lease, event=Event.SUCCEED, result=b"1")
     connection = await storage._driver.connect()  # pyright: ignore[reportPrivateUsage]
@@ -242,41 +243,38 @@ async def test_progress_comes_back_as_it_was_told(storage: MySQLStorage) -> None
 
 
 async def test_a_join_that_comes_while_the_job_ends_waits_and_is_followed(storage: MySQLStorage) -> None:
-    first, callback = job(fingerprint=PRINT), follow_up(head="<", tail=">")
-    await storage.insert([first])
+    await storage.insert([job(fingerprint=PRINT)])
     lease = await taken(storage)
-    async with anyio.create_task_group() as group, half_settled(storage, lease):
-        answers: list[Any] = []
-
-        async def join() -> None:
-            answers.extend(await storage.insert([job(callback, id=late, fingerprint=PRINT)]))
-
-        late = new_job_id()
-        group.start_soon(join)
-        await anyio.sleep(0.2)
-        assert answers == []
+    joining = job(follow_up(head="<", tail=">"), fingerprint=PRINT)
+    (answer,) = await answers_after(storage, lease, joining)
     # Without a result_ttl the job answers no more: what was asked for is a job of its own, followed by its own end.
-    assert (answers[0].job_id, answers[0].inserted) == (late, True)
+    assert (answer.job_id, answer.inserted) == (joining.id, True)
     assert await rows(storage) == []
     await end(storage, await taken(storage), result=b"2")
     assert [row.payload for row in await rows(storage)] == [b"<2>"]
 
 
 async def test_a_join_that_comes_while_a_cached_job_ends_is_followed_at_once(storage: MySQLStorage) -> None:
-    first, callback = job(fingerprint=PRINT, result_ttl=60), follow_up(head="<", tail=">")
+    first = job(fingerprint=PRINT, result_ttl=60)
     await storage.insert([first])
     lease = await taken(storage)
+    (answer,) = await answers_after(storage, lease, job(follow_up(head="<", tail=">"), fingerprint=PRINT))
+    assert (answer.job_id, answer.status, answer.result) == (first.id, Status.COMPLETED, b"1")
+    assert [row.payload for row in await rows(storage)] == [b"<1>"]
+
+
+async def answers_after(storage: MySQLStorage, lease: Lease, joining: NewJob) -> list[Insertion]:
+    """Dispatch a job while another's end is not committed yet; it must wait for that."""
+    answers: list[Insertion] = []
+
+    async def join() -> None:
+        answers.extend(await storage.insert([joining]))
+
     async with anyio.create_task_group() as group, half_settled(storage, lease):
-        answers: list[Any] = []
-
-        async def join() -> None:
-            answers.extend(await storage.insert([job(callback, fingerprint=PRINT)]))
-
         group.start_soon(join)
         await anyio.sleep(0.2)
         assert answers == []
-    assert (answers[0].job_id, answers[0].status, answers[0].result) == (first.id, Status.COMPLETED, b"1")
-    assert [row.payload for row in await rows(storage)] == [b"<1>"]
+    return answers
 
 
 async def test_a_settle_that_comes_while_a_join_is_uncommitted_waits_and_is_followed(

@@ -93,8 +93,7 @@ async def opened(kind: str, dsn: str) -> AsyncGenerator[Opened]:
 
             yield sync, awaited(sync.commit), awaited(sync.rollback), run_inline
     elif kind == "asyncmy":
-        native = await asyncmy.connect(**{"db" if k == "database" else k: v for k, v in parts.items()})
-        native._cursor_cls = AsyncDictCursor if hasattr(native, "_cursor_cls") else None
+        native = await asyncmy.connect(**parts, cursor_cls=AsyncDictCursor)
 
         async def run(text: str) -> Any:
             async with native.cursor() as cursor:
@@ -351,7 +350,7 @@ async def test_a_handle_that_commits_by_itself_is_refused_unless_a_transaction_w
             cursor.execute("SELECT 1")
         await storage.insert([job()], connection=sync)
         sync.rollback()
-    native = await asyncmy.connect(**{"db" if k == "database" else k: v for k, v in parts.items()}, autocommit=True)
+    native = await asyncmy.connect(**parts, autocommit=True)
     with pytest.raises(OptionInvalid, match="autocommit"):
         await storage.insert([job()], connection=native)
     await native.begin()

@@ -337,10 +337,11 @@ class MySQLStorage:
             return {}
         ids, moment = sorted(set(job_ids)), clock(now)
         cancel, statuses = self._render("cancel", ids=ids, now=moment), self._render("statuses", ids=ids)
-        statements = [cancel, *follow(self._render, ids, now=moment), statuses]
-        answers = await self._calls.run(partial(together, statements=statements))
-        self._wake(rows.woken(answers[1].rows))
-        return rows.statuses(answers[-1].rows)
+        # What follows is written last: it is none of those that were there to be cancelled.
+        statements = [cancel, statuses, *follow(self._render, ids, now=moment)]
+        _, stand, followed, *_ = await self._calls.run(partial(together, statements=statements))
+        self._wake(rows.woken(followed.rows))
+        return rows.statuses(stand.rows)
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
         """See `Storage.retry`."""
