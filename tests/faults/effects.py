@@ -32,7 +32,7 @@ if __name__ == "__main__":
 from creche import ExponentialBackoff, Job, Queue, Status, Worker
 from creche.storage import open_storage
 from creche.testing.servers import connect_mysql
-from faults.herd import LOOPS, Entry, Herd, Ledger, ended_well, read_ledgers
+from faults.herd import Entry, Herd, Ledger, ended_well, read_ledgers, take_turns
 from faults.storm import ENGINES, database
 
 TABLE: Final = (
@@ -55,6 +55,7 @@ class Plan:
         workers: at any moment.
         concurrency: of each.
         careless: write outside of the job's transaction.
+        loop: "asyncio", "trio", or "both" by turns.
     """
 
     jobs: int = 2_000
@@ -66,6 +67,7 @@ class Plan:
     workers: int = 3
     concurrency: int = 5
     careless: bool = False
+    loop: str = "both"
 
 
 def connect(dsn: str) -> Any:
@@ -105,7 +107,7 @@ class Cast:
         self._dsn = dsn
         self._plan = plan
         # The longer it is open, the more kills meet it; but on SQLite nobody else can write meanwhile.
-        self._hold = 0.02 if dsn.startswith("sqlite") else 0.2
+        self._hold = 0.04 if dsn.startswith("sqlite") else 0.2
         self._ledger = ledger
         place = "?" if dsn.startswith("sqlite") else "%s"
         self._insert = f"INSERT INTO effects VALUES ({place}, {place}, {place})"
@@ -213,9 +215,10 @@ def run(dsn: str, plan: Plan, folder: Path) -> None:
     """Have it done. Who calls this has no threads, and no event loop."""
 
     def play(part: Callable[[Cast], Callable[[], Any]], dsn: str = dsn) -> Callable[[Ledger], None]:
-        loop = random.choice(LOOPS)
+        loop = next(loops)
         return lambda ledger: anyio.run(part(Cast(dsn, plan, ledger)), backend=loop)
 
+    loops = take_turns(plan.loop)
     open_storage(dsn)  # imports what its driver needs, once for all that are forked
     herd = Herd(folder)
     workers_dsn = dsn

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -24,6 +25,11 @@ from attrs import define, field
 Entry: TypeAlias = dict[str, Any]
 
 LOOPS: Final = ("asyncio", "trio")
+
+
+def take_turns(loop: str) -> Iterator[str]:
+    """Yield which event loop the next process has: one of them, or both by turns."""
+    return cycle(LOOPS if loop == "both" else [loop])
 
 
 class Ledger:

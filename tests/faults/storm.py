@@ -31,7 +31,7 @@ from creche import Callback, Job, Queue, Status, Worker, events
 from creche.errors import CrecheError
 from creche.storage import open_storage
 from creche.testing.servers import private_mariadb, private_mysql, private_postgresql
-from faults.herd import LOOPS, Entry, Herd, Ledger, ended_well, read_ledgers
+from faults.herd import Entry, Herd, Ledger, ended_well, read_ledgers, take_turns
 
 ACTIVE: Final = [status for status in Status if status.active]
 ENGINES: Final = ("sqlite", "postgresql", "mariadb", "mysql")
@@ -54,6 +54,7 @@ class Weather:
         dispatchers: in each of them.
         fingerprints: that they ask for.
         workers: at any moment.
+        loop: "asyncio", "trio", or "both" by turns.
     """
 
     seconds: float = 60.0
@@ -65,6 +66,7 @@ class Weather:
     dispatchers: int = 50
     fingerprints: int = 50
     workers: int = 3
+    loop: str = "both"
 
 
 # --- who takes part ---------------------------------------------------------------------------------
@@ -148,9 +150,10 @@ def rage(dsn: str, weather: Weather, folder: Path) -> None:
     """Have the storm, and calm down. Who calls this has no threads, and no event loop."""
 
     def play(part: Callable[[Cast], Callable[..., Any]], *arguments: Any) -> Callable[[Ledger], None]:
-        loop = random.choice(LOOPS)
+        loop = next(loops)
         return lambda ledger: anyio.run(part(Cast(dsn, weather, ledger)), *arguments, backend=loop)
 
+    loops = take_turns(weather.loop)
     open_storage(dsn)  # imports what its driver needs, once for all that are forked
     herd = Herd(folder)
     try:
@@ -478,7 +481,14 @@ def counts(story: Story) -> dict[str, int]:
         "callbacks again: nobody knows": again["told"][None],
         "jobs that took several attempts": sum(row.attempts > 1 for row in story.rows),
         "most attempts of a job": max((row.attempts for row in story.rows), default=0),
+        "ms, the longest wait for an answer": round(1_000 * _longest_wait(story)),
     }
+
+
+def _longest_wait(story: Story) -> float:
+    answered = story.by("dispatch", "answered")
+    receipts = [each for each in story.all("receipt") if each["dispatch"] in answered]
+    return max((answered[each["dispatch"]][0]["at"] - each["at"] for each in receipts), default=0.0)
 
 
 # --- by hand ----------------------------------------------------------------------------------------
