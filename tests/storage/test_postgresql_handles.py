@@ -246,6 +246,24 @@ async def test_a_handle_that_would_commit_each_statement_is_refused(storage: Pos
         await storage.insert([job()], connection=connection)
 
 
+async def test_a_session_that_would_commit_each_statement_is_refused(
+    storage: PostgreSQLStorage, database: str, anyio_backend_name: str
+) -> None:
+    engine = create_engine(url(database, "psycopg"), isolation_level="AUTOCOMMIT")
+    with Session(engine) as session, pytest.raises(OptionInvalid, match="AUTOCOMMIT"):
+        await storage.insert([job()], connection=session)
+    engine.dispose()
+    if anyio_backend_name == "asyncio":
+        for driver in ("psycopg", "asyncpg"):
+            asynchronous = create_async_engine(url(database, driver))
+            async with asynchronous.connect() as connection:
+                loose = await connection.execution_options(isolation_level="AUTOCOMMIT")
+                with pytest.raises(OptionInvalid, match="AUTOCOMMIT"):
+                    await storage.insert([job()], connection=loose)
+            await asynchronous.dispose()
+    assert await storage.stats() == []
+
+
 @pytest.mark.parametrize("handle", ["postgresql://", object(), 1])
 async def test_what_is_no_handle_is_refused(storage: PostgreSQLStorage, handle: object) -> None:
     with pytest.raises(OptionInvalid, match="psycopg, asyncpg or SQLAlchemy"):

@@ -64,11 +64,19 @@ def through_sqlalchemy(handle: object, dialects: Collection[str]) -> Run | None:
         name = connection.dialect.name
         if name not in dialects:
             raise OptionInvalid("connection", handle, f"a connection to {' or '.join(sorted(dialects))}, not to {name}")
+        if _autocommits(connection):
+            raise OptionInvalid("connection", handle, "one in a transaction: its isolation level is AUTOCOMMIT")
         result = await _finished(connection.exec_driver_sql(text, execution_options=_AS_IT_IS))
         rows = [tuple(row) for row in result.fetchall()] if result.returns_rows else []
         return Ran(rows, result.rowcount)
 
     return run
+
+
+def _autocommits(connection: Any) -> bool:
+    """Return whether each statement would be committed by itself, as far as the driver beneath has a word for it."""
+    driven = getattr(connection, "sync_connection", None) or connection
+    return getattr(driven.connection.dbapi_connection, "autocommit", False) is True
 
 
 async def _finished(answer: Any) -> Any:
