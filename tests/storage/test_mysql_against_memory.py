@@ -126,6 +126,7 @@ class Play:
         self._dice = dice
         self._memory = memory
         self._ids: list[UUID] = []
+        self._sent: list[UUID] = []
         self._leases: list[Lease] = []
         self._moves: list[tuple[int, Callable[[], partial[Coroutine[Any, Any, Any]]]]] = [
             (5, self._insert),
@@ -213,9 +214,10 @@ class Play:
 
     def _new_job(self) -> NewJob:
         drawn = self._draw
-        again = self._ids and self._dice.random() < 0.15
-        job_id = drawn(self._ids) if again else UUID(int=self._dice.getrandbits(128))
+        again = self._sent and self._dice.random() < 0.15
+        job_id = drawn(self._sent) if again else UUID(int=self._dice.getrandbits(128))
         self._ids.append(job_id)
+        self._sent.append(job_id)
         due: dict[str, Any] = drawn([{}, {}, {"delay": drawn(SPANS)}, {"available_at": self._moment()}])
         plain = self._dice.random() < 0.3
         return NewJob(
