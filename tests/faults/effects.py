@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import socket
 import sqlite3
 import sys
@@ -39,6 +40,7 @@ TABLE: Final = (
     "CREATE TABLE effects (job_id VARCHAR(36) NOT NULL, worker VARCHAR(50) NOT NULL, attempt INTEGER NOT NULL)"
 )
 BATCH: Final = 500
+COMMIT: Final = re.compile(rb"COMMIT(?!TED)")  # the statement, not the isolation level
 
 
 @frozen(kw_only=True)
@@ -192,7 +194,7 @@ def _stand_between(client: socket.socket, address: tuple[str, int], odds: float,
         answering.start()
         with suppress(OSError):
             while data := client.recv(65_536):
-                if b"COMMIT" in data and random.random() < odds:
+                if COMMIT.search(data) and random.random() < odds:
                     sent = random.random() < 0.5
                     ledger.note("cut", sent=sent)
                     if not sent:
