@@ -36,7 +36,7 @@ pytestmark = pytest.mark.anyio
 Server: TypeAlias = MariaDBServer | MySQLServer | ForeignServer
 
 NAMES = [migration.name for migration in load("mysql").migrations]
-TABLES = {"creche_jobs", "creche_dead_letters", "creche_listeners", "creche_migrations"}
+TABLES = {"creche_jobs", "creche_dead_letters", "creche_listeners", "creche_migrations", "creche_watches"}
 FAMILY = ["mariadb", "mysql"]
 
 

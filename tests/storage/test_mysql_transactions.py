@@ -131,6 +131,22 @@ async def test_a_cancellation_leaves_nothing_and_drops_the_connection(storage: M
     assert await status(storage, lease) is Status.PROCESSING
 
 
+async def test_a_dispatch_in_it_is_a_part_of_it(storage: MySQLStorage) -> None:
+    lease = await reserved(storage)
+    for leave in (True, False):
+        new = NewJob(id=new_job_id(), type="t", payload="'ä\\".encode(), fingerprint=b"f" * 32)
+        try:
+            async with storage.transaction() as transaction:
+                (answer,) = await storage.insert([new], connection=transaction.connection)
+                assert answer.inserted
+                assert await storage.find([new.id]) == {}
+                assert await transaction.settle(success(lease))
+                assert not leave or 1 // 0
+        except ZeroDivisionError:
+            assert await storage.find([new.id]) == {}
+    assert (await storage.find([new.id]))[new.id].payload == new.payload
+
+
 async def test_a_lost_lease_writes_nothing(storage: MySQLStorage, names: Any) -> None:
     lease = await reserved(storage)
     stale = Lease(job_id=lease.job_id, token=lease.token, nonce=7)

@@ -14,6 +14,7 @@ from asyncmy.cursors import Cursor as AsyncmyCursor
 
 from creche.errors import OptionInvalid
 from creche.storage._handles import Ran, Run, is_one_of, through_sqlalchemy
+from creche.storage._mysql_session import TransactionConnection
 
 _DIALECTS: Final = frozenset({"mysql", "mariadb"})
 
@@ -45,6 +46,8 @@ async def through(handle: object) -> Run:
     Raises:
         OptionInvalid: it is no handle of MySQL's or MariaDB's, or would commit each statement by itself.
     """
+    if isinstance(handle, TransactionConnection):
+        return _in_ours(handle)
     run = _natively(handle) or through_sqlalchemy(handle, _DIALECTS)
     if run is None:
         raise OptionInvalid("connection", handle, _RULE)
@@ -53,6 +56,16 @@ async def through(handle: object) -> Run:
         await run("DO 0")
         if await _autocommits(handle):
             raise OptionInvalid("connection", handle, _AUTOCOMMITS)
+    return run
+
+
+def _in_ours(connection: TransactionConnection) -> Run:
+    """The transaction that a handler shares with its attempt's end is a handle, too."""
+
+    async def run(text: str) -> Ran:
+        cursor = await connection.execute(text)
+        return Ran(await cursor.fetchall(), cursor.rowcount)
+
     return run
 
 

@@ -182,9 +182,11 @@ class MySQLTransaction:
         except StorageError as error:
             self.connection.spoilt = error
             raise
-        accepted, woken = settled([answer.rows for answer in answers])
+        if not answers[0].affected:  # also when it was ended before, which `settled` takes for an answer that was lost
+            return False
+        _, woken = settled([answer.rows for answer in answers])
         self.woken.update(woken)
-        return bool(accepted)
+        return True
 
     async def _send(self, statements: Sequence[str]) -> Sequence[Answer]:
         """Run statements of our own, within their time, or cut the connection."""
