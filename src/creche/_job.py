@@ -131,6 +131,11 @@ def _aware(_: object, attribute: Attribute[Any], value: object) -> None:
         check_aware(attribute.name, value)
 
 
+def _fingerprint(_: object, __: Attribute[Any], value: object) -> None:
+    if value is not None and not (isinstance(value, bytes) and len(value) == 32):
+        raise OptionInvalid("fingerprint", value, "32 bytes of SHA-256, or None")
+
+
 def _integer(low: int, high: int) -> Any:
     def validate(_: object, attribute: Attribute[Any], value: object) -> None:
         check_integer(attribute.name, value, low, high)
@@ -242,15 +247,13 @@ class NewJob:
     delay: float = field(default=0.0, validator=_seconds)
     available_at: datetime | None = field(default=None, validator=_aware)
     idempotency_key: str | None = field(default=None, validator=_name(KEY_LIMIT))
-    fingerprint: bytes | None = None
+    fingerprint: bytes | None = field(default=None, validator=_fingerprint)
     result_ttl: float | None = field(default=None, validator=_seconds)
     refresh: bool = False
     callbacks: tuple[FollowUp, ...] = ()
     origin: Origin | None = None
 
     def __attrs_post_init__(self) -> None:
-        if self.fingerprint is not None and len(self.fingerprint) != 32:
-            raise OptionInvalid("fingerprint", self.fingerprint, "32 bytes of SHA-256, or None")
         if self.available_at is not None and self.delay:
             raise OptionInvalid("available_at", self.available_at, "give `delay` or `available_at`, not both")
 

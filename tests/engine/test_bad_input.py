@@ -30,6 +30,7 @@ from creche import (
     Worker,
 )
 from creche.storage import mask, open_storage
+from creche.storage.memory import MemoryStorage
 
 pytestmark = pytest.mark.anyio
 
@@ -366,3 +367,15 @@ def test_the_default_dsn_comes_from_the_environment(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("CRECHE_DSN")
     monkeypatch.delenv("DATABASE_URL")
     assert "creche.db" in repr(Queue())
+
+
+@pytest.mark.parametrize("name", ["x" * 32, b"short", 17])
+async def test_a_fingerprint_that_is_no_32_bytes_is_refused_before_anything_is_written(name: Any) -> None:
+    async with Queue(MemoryStorage(), fingerprint=lambda *_: name) as queue:
+
+        @queue.task("work", unique=True)
+        async def work() -> None: ...
+
+        with pytest.raises(OptionInvalid, match="32 bytes"):
+            await work.dispatch()
+        assert not await queue.jobs()
