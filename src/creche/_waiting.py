@@ -105,8 +105,9 @@ class Waiters:
                 tasks.start_soon(self._listen, name="receipts' listener")
                 await self._look_and_look()
         finally:
-            for job_id in list(self._waiters):
-                self._answer(job_id, self._waiters[job_id], QueueNotOpen())
+            for job_id, waiters in list(self._waiters.items()):
+                for waiter in list(waiters):  # to each an error of its own: a traceback grows wherever it is raised
+                    self._answer(job_id, {waiter}, QueueNotOpen())
 
     # --- looking ------------------------------------------------------------------------------------
 
@@ -183,7 +184,8 @@ class Waiters:
                 with answered_within(ANSWER, "a look at a job that is waited for"):
                     ends = await self._storage.watch([job_id])
             except StatementRejected as error:
-                self._answer(job_id, waiters, error)
+                for waiter in list(waiters):
+                    self._answer(job_id, {waiter}, StatementRejected(*error.args))
             else:
                 self._answer_if_over(job_id, waiters, ends)
 

@@ -314,7 +314,7 @@ async def test_a_wait_ends_when_its_queue_is_closed(storage: Faulty) -> None:
         waiters.start_soon(wait)
         waiters.start_soon(wait)
         await anyio.sleep(0.05)
-    assert len(ended) == 2
+    assert len(set(map(id, ended))) == 2  # to each its own: its traceback grows where it is raised
 
 
 async def test_waiting_for_no_time_looks_once(queue: Queue) -> None:
@@ -379,8 +379,9 @@ async def test_a_row_that_cannot_be_read_keeps_nobody_else_waiting(
 
     async with Worker(queue), anyio.create_task_group() as waiters:
         waiters.start_soon(wait_for_poison)
+        waiters.start_soon(wait_for_poison)
         assert await (await work.dispatch()).wait(10) == "done"
-    assert len(refused) == 1
+    assert len(set(map(id, refused))) == 2
 
 
 async def test_whoever_waits_after_a_retry_is_not_told_of_the_failure_before(
