@@ -143,20 +143,26 @@ class Job:
             raise PayloadInvalid(refused.reason, path=refused.path, type=self.type) from None
 
     async def extend(self, seconds: float) -> None:
-        """Make sure that the lease lasts at least `seconds` from now; the worker goes on renewing it besides.
+        """Make sure that the lease lasts at least `seconds` from now; the worker goes on renewing it besides. After the
+        job's own transaction there is no lease, and none is needed: then it does nothing.
 
         Raises:
             LeaseLost: somebody else may have the job; stop.
             StorageUnavailable: nobody knows; the lease lasts as long as it did.
         """
         seconds = check_seconds("seconds", seconds, positive=True)
+        held = self._held
+        if held.settled:
+            await anyio.lowlevel.checkpoint()
+            return
         sent = anyio.current_time()
         with answered_within(ANSWER, "an extension"):
             extension = await self._desk.storage.extend([self.lease], seconds)
-        if self.lease in extension.lost:
-            self._held.revoke(Verdict.LOST)
+        if self.lease in extension.held:
+            held.postpone(sent + seconds - self._desk.margin)
+        elif not (held.settling or held.settled):  # its own transaction may have ended it while we asked
+            held.revoke(Verdict.LOST)
             raise LeaseLost(self.id)
-        self._held.postpone(sent + seconds - self._desk.margin)
 
     async def progress(self, fraction: float, message: str = "") -> None:
         """Say how far this attempt has come. It is written a moment later, at most once a second, and the last word

@@ -71,7 +71,11 @@ class Held:
         self.postpone(math.inf)
 
     def revoke(self, verdict: Verdict) -> None:
-        """End the attempt now; the first reason stands, but a lost lease outranks a request."""
+        """End the attempt now; the first reason stands, but a lost lease outranks a request. One whose end is written
+        has nothing left to end: what its handler does afterwards is its own business.
+        """
+        if self.settled:
+            return
         if self.verdict is None or verdict is Verdict.LOST:
             self.verdict = verdict
         if self._scope is not None:
@@ -93,9 +97,6 @@ class Holdings:
         self._running = 0
         self._room = anyio.Event()
 
-    def __len__(self) -> int:
-        return len(self._held)
-
     def __iter__(self) -> Iterator[Held]:
         return iter(list(self._held.values()))
 
@@ -108,6 +109,11 @@ class Holdings:
         """How many more attempts may run; none while too many ends wait to be written."""
         backlog = max(2 * self.limit, _BACKLOG)
         return min(self.limit - self._running - self._stuck(), backlog - len(self._held))
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs, and no end waits to be written."""
+        return not (self._held or self._running or self._stuck())
 
     def take(self, held: Held) -> None:
         """A reserved job arrived: it occupies a slot, and its lease must be renewed."""

@@ -109,7 +109,7 @@ class Renewer:
                     each.revoke(Verdict.LOST)
                 continue
             each.postpone(sent + self._lease - self._margin)
-            if each.lease in extension.cancel_requested:
+            if each.lease in extension.cancel_requested and not each.settling:  # a commit is not cut off: ask again later
                 each.revoke(Verdict.ASKED)
             self._renewed(each)
             if (written := news.get(each.lease)) is not None:

@@ -96,7 +96,7 @@ class Reserver:
             if found:
                 self._doorbell.found_work()
             if found < room:  # a full batch is followed by another reserve at once
-                if not len(self._holdings):
+                if self._holdings.idle:
                     self._idle()
                 await self._doorbell.wait()
 

@@ -238,3 +238,90 @@ async def test_callbacks_follow_a_job_that_its_own_transaction_ended(queue: Queu
         await charge.options(callbacks=[notify]).dispatch()
         await until(lambda: bool(told))
     assert told == ["charged"]
+
+
+@VIRTUAL
+async def test_to_extend_a_lease_that_its_own_transaction_ends_or_ended_costs_the_handler_nothing(
+    queue: Queue, storage: Faulty
+) -> None:
+    told: list[type] = []
+    over = False
+
+    @queue.task("charge", max_attempts=1)
+    async def charge(job: Job) -> None:
+        nonlocal over
+
+        async def keep() -> None:
+            while True:
+                await job.extend(20)
+                await anyio.sleep(0.1)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(keep)
+            async with job.transaction():
+                pass
+            await anyio.sleep(60)
+            tasks.cancel_scope.cancel()
+        over = True
+
+    storage.slow.add("commit")
+    async with Worker(queue, hooks=[lambda event: told.append(type(event))]):
+        await (await charge.dispatch()).wait(10)
+        await anyio.sleep(70)
+    assert over
+    assert told.count(events.JobSucceeded) == told.count(events.JobAcked) == 1
+    assert events.JobLeaseLost not in told
+
+
+@VIRTUAL
+@pytest.mark.parametrize("moment", ["commit", "afterwards"])
+async def test_a_cancellation_that_is_answered_too_late_cuts_nothing_off(
+    queue: Queue, storage: Faulty, moment: str
+) -> None:
+    told: list[type] = []
+    over = False
+
+    @queue.task("charge")
+    async def charge(job: Job) -> None:
+        nonlocal over
+        await anyio.sleep(1.9)
+        await queue.cancel(job.id)
+        await anyio.sleep(0.2)  # meanwhile a renewal was sent, which is answered a second later
+        if moment == "commit":
+            storage.slow.add("commit")
+        async with job.transaction():
+            pass
+        await anyio.sleep(10)
+        over = True
+
+    storage.slow.add("extend")
+    async with Worker(queue, lease=6, hooks=[lambda event: told.append(type(event))]):
+        await (await charge.dispatch()).wait(10)
+        await anyio.sleep(20)
+    assert over
+    assert told.count(events.JobSucceeded) == 1
+    assert events.JobCancelled not in told
+
+
+@VIRTUAL
+async def test_a_worker_is_not_idle_while_what_is_left_of_a_handler_runs(queue: Queue) -> None:
+    over = False
+    idle: list[bool] = []
+
+    @queue.task("charge")
+    async def charge(job: Job) -> None:
+        nonlocal over
+        async with job.transaction():
+            pass
+        await anyio.sleep(10)
+        over = True
+
+    def hook(event: object) -> None:
+        if isinstance(event, events.WorkerIdle):
+            idle.append(over)
+
+    await charge.dispatch()
+    async with Worker(queue, poll_interval=1, hooks=[hook]):
+        await anyio.sleep(20)
+    assert idle
+    assert all(idle)
