@@ -6,6 +6,7 @@ somebody has news.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -16,7 +17,9 @@ from creche._job import Progress
 from creche._leases import Held, Holdings, Verdict
 from creche._patience import Patience, answered_within
 from creche.abc import Storage
-from creche.errors import StorageError
+from creche.errors import StatementRejected, StorageError
+
+_log = logging.getLogger("creche")
 
 # Seconds between two writes of progress: a bar moves smoothly enough, and a handler may say as much as it likes.
 PROGRESS_PAUSE: Final = 1.0
@@ -101,15 +104,26 @@ class Renewer:
     async def _renew(self, held: list[Held]) -> None:
         sent = anyio.current_time()  # before the statement: the database counts from later
         news = {each.lease: each.progress for each in held if each.progress is not None}
-        with answered_within(self._lease / 3, "a renewal"):
-            extension = await self._storage.extend([each.lease for each in held], self._lease, progress=news)
+        try:
+            with answered_within(self._lease / 3, "a renewal"):
+                extension = await self._storage.extend([each.lease for each in held], self._lease, progress=news)
+        except StatementRejected as error:
+            if not news:
+                raise
+            _log.warning("what handlers said of their progress is dropped: %s", error)
+            for each in held:
+                each.progress = None
+            await self._renew(held)  # without it: what one handler says must cost nobody a lease
+            return
         for each in held:
             if each.lease in extension.lost:
                 if self._holdings.get(each.lease) is each and not each.settling:  # it may be settled while we ask
                     each.revoke(Verdict.LOST)
                 continue
             each.postpone(sent + self._lease - self._margin)
-            if each.lease in extension.cancel_requested and not each.settling:  # a commit is not cut off: ask again later
+            if (
+                each.lease in extension.cancel_requested and not each.settling
+            ):  # a commit is not cut off: ask again later
                 each.revoke(Verdict.ASKED)
             self._renewed(each)
             if (written := news.get(each.lease)) is not None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import Any
 
 import anyio
 import pytest
 
-from creche import Job, LeaseLost, OptionInvalid, Progress, Queue, Retention, Worker, events
+from creche import Job, LeaseLost, OptionInvalid, Progress, Queue, Retention, Worker, current_job, events
+from creche._job import Extension, Lease
+from creche.errors import StatementRejected
 from engine_kit import Faulty, virtual_time
 
 pytestmark = pytest.mark.anyio
@@ -145,3 +149,43 @@ async def test_progress_that_makes_no_sense_is_refused(queue: Queue) -> None:
     assert row is not None
     assert row.progress is not None
     assert len(row.progress.message) == 500
+
+
+class Refusing(Faulty):
+    """A storage that refuses progress for good."""
+
+    async def extend(
+        self,
+        leases: Collection[Lease],
+        seconds: float,
+        *,
+        progress: Mapping[Lease, Progress] | None = None,
+        now: datetime | None = None,
+    ) -> Extension:
+        if progress:
+            raise StatementRejected("planted: no column of this name")
+        return await super().extend(leases, seconds, now=now)
+
+
+@VIRTUAL
+async def test_progress_that_the_database_refuses_costs_nobody_a_lease() -> None:
+    runs: list[str] = []
+    async with Queue(Refusing()) as queue:
+
+        @queue.task("read")
+        async def read() -> None:
+            runs.append("read")
+            for page in range(6000):
+                await current_job().progress(page / 6000)
+                await anyio.sleep(0.01)
+
+        @queue.task("neighbour")
+        async def neighbour() -> None:
+            runs.append("neighbour")
+            await anyio.sleep(60)
+
+        async with Worker(queue, lease=6):
+            receipts = [await read.dispatch(), await neighbour.dispatch()]
+            for receipt in receipts:
+                await receipt.wait(100)
+    assert sorted(runs) == ["neighbour", "read"]
