@@ -63,6 +63,16 @@ def _target(target: object) -> Followable | str:
     return target
 
 
+def _names(value: object) -> Iterable[object]:
+    return cast("Mapping[object, object]", value).keys() if isinstance(value, Mapping) else [None]
+
+
+def _arguments(arguments: object) -> Mapping[str, object]:
+    if not all(isinstance(name, str) for name in _names(arguments)):
+        raise OptionInvalid("arguments", arguments, "a mapping of parameters' names to values")
+    return cast("Mapping[str, object]", arguments)
+
+
 @frozen
 class Callback:
     """What is to follow a job, where more has to be said than which task: `Callback(notify, on="failure")`.
@@ -78,7 +88,7 @@ class Callback:
 
     target: Followable | str = field(converter=_target)
     _on: When | None = field(alias="on", default=None, kw_only=True, validator=lambda _, __, value: check_on(value))
-    arguments: Mapping[str, object] = field(default=_NOTHING, kw_only=True, repr=False)
+    arguments: Mapping[str, object] = field(converter=_arguments, default=_NOTHING, kw_only=True, repr=False)
 
     @property
     def on(self) -> On | None:

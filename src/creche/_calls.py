@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
 from attrs import evolve, field, fields, frozen
@@ -162,8 +163,16 @@ def around_result(
     text = encode_payload(serializer, given, type).decode()
     if name is None:
         return text, None
-    if not (text.startswith("{") and text.endswith("}")):
-        raise PayloadInvalid("arguments of a callback have to be a JSON object", type=type)
+    if builtins.type(serializer) is not JSONSerializer:
+        # Elsewhere than among the arguments the result would be text that nobody can read, or no JSON: then the job
+        # that is followed could not be ended, for its callbacks are written with its end.
+        plain = msgspec.json.decode(text)
+        if not isinstance(plain, dict) or cast("dict[str, object]", plain).keys() != given.keys():
+            reason = (
+                "a callback's result has no place in it: the queue's serializer writes no JSON object of the arguments"
+            )
+            raise PayloadInvalid(f"{reason} by their names; give `arguments` for all parameters", type=type)
+        text = text.rstrip()
     key = msgspec.json.encode(name).decode()
     return f"{text[:-1]}{',' if given else ''}{key}:", "}"
 

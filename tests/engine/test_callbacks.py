@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from creche import (
@@ -22,6 +23,7 @@ from creche import (
     UnknownType,
     Worker,
 )
+from creche._job import Event
 from engine_kit import Faulty, until
 
 pytestmark = pytest.mark.anyio
@@ -352,3 +354,68 @@ async def test_a_result_above_the_queues_limit_is_a_failed_attempt_that_says_so(
         assert len(await (await fits.dispatch()).wait(10)) == 98
     with pytest.raises(OptionInvalid, match="result_limit"):
         Queue(storage, result_limit=0)
+
+
+class Wrapping:
+    """A serializer that puts everything into a wrapping: there is no place for a result among arguments."""
+
+    def encode(self, value: object) -> bytes:
+        return msgspec.json.encode({"v": 1, "data": value})
+
+    def decode(self, data: bytes, type: Any) -> Any:
+        return msgspec.convert(msgspec.json.decode(data)["data"], type)
+
+
+class Pretty:
+    """A serializer that spreads out what it writes, and ends it as a text file ends."""
+
+    def encode(self, value: object) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+    def decode(self, data: bytes, type: Any) -> Any:
+        return msgspec.json.decode(data, type=type)
+
+
+async def test_a_serializer_that_leaves_no_place_for_a_result_is_told_so_before_anything_is_written() -> None:
+    storage = Faulty()
+    async with Queue(storage, serializer=Wrapping()) as queue:
+
+        @queue.task("work")
+        async def work() -> int:
+            return 3
+
+        @queue.callback("notify")
+        async def notify(result: int, times: int = 1) -> None: ...
+
+        for callback in (notify, Callback(notify, arguments={"times": 2})):
+            with pytest.raises(PayloadInvalid, match="no place"):
+                await work.options(callbacks=[callback]).dispatch()
+        assert not await queue.jobs()
+        await work.options(callbacks=[Callback(notify, arguments={"result": 3, "times": 2})]).dispatch()
+        async with Worker(queue):
+            await until(lambda: len(storage.settled) == 2)
+        assert {each.event for each in storage.settled} == {Event.SUCCEED}
+
+
+async def test_a_serializer_may_write_json_as_it_likes() -> None:
+    told: list[tuple[int, int]] = []
+    async with Queue(Faulty(), serializer=Pretty()) as queue:
+
+        @queue.task("work")
+        async def work() -> int:
+            return 3
+
+        @queue.callback("notify")
+        async def notify(result: int, times: int = 1) -> None:
+            told.append((result, times))
+
+        async with Worker(queue):
+            await work.options(callbacks=[notify, Callback(notify, arguments={"times": 2})]).dispatch()
+            await until(lambda: len(told) == 2)
+    assert sorted(told) == [(3, 1), (3, 2)]
+
+
+@pytest.mark.parametrize("arguments", ["url", [("url", "x")], {1: 2}, None])
+async def test_arguments_that_are_none_are_refused_where_they_are_given(arguments: Any) -> None:
+    with pytest.raises(OptionInvalid, match="arguments"):
+        Callback("notify", arguments=arguments)
