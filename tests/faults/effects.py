@@ -183,6 +183,8 @@ def cut_commits(listener: socket.socket, server: tuple[str, int], odds: float, l
 def _stand_between(client: socket.socket, address: tuple[str, int], odds: float, ledger: Ledger) -> None:
     deaf = threading.Event()
     with client, socket.create_connection(address) as server:
+        for end in (client, server):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
         def answer() -> None:
             with suppress(OSError):
