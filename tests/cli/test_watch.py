@@ -48,6 +48,14 @@ APP = """
     @queue.task("dies")
     async def dies() -> None:
         raise Discard("no paper")
+
+    @queue.task("paints")
+    async def paints(job: Job, fail: bool) -> str:
+        await job.progress(0.5, "\\x1b[31mred\\njob 1 100%: completed")
+        await anyio.sleep(2)
+        if fail:
+            raise Discard("\\x1b[31mred, or \\x9b31mred")
+        return "\\x1b[31mred, or \\x9b31mred \\u202eder"
 """
 
 
@@ -129,6 +137,25 @@ def test_a_job_that_dies_or_is_not_there_or_takes_too_long_has_its_own_exit_code
     late = watch(home, "--timeout", "0.2", dispatch(home, "read", "pages=30"))
     assert late.returncode == 4
     assert "is still" in late.stderr
+
+
+def test_what_a_job_says_drives_no_terminal_and_adds_no_line(home: Path) -> None:
+    wanted = "\x1b[31mred, or \x9b31mred \u202eder"
+    good, bad = watch(home, dispatch(home, "paints", "fail=false")), watch(home, dispatch(home, "paints", "fail=true"))
+    assert json.loads(good.stdout) == wanted
+    assert json.loads(dispatch(home, "paints", "fail=false", "--wait")) == wanted
+    waited = subprocess.run(
+        creche("dispatch", "app:queue", "--wait", "paints", "fail=true"),
+        cwd=home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (good.returncode, bad.returncode, waited.returncode) == (0, 3, 3)
+    for said in (good.stdout, good.stderr, bad.stderr, waited.stderr):
+        assert "red" in said
+        assert not re.search(r"[\x1b\x80-\x9f\u202e]", said)
+    assert not [line for line in good.stderr.splitlines() if line.startswith("job 1 ")]
 
 
 def test_a_dispatch_may_ask_for_a_new_run_and_for_callbacks(home: Path) -> None:

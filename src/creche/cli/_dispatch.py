@@ -16,7 +16,7 @@ import msgspec
 
 from creche import JobNotFound, Queue, Receipt, Status, UnknownType, WaitTimeout
 from creche._job import JobRecord
-from creche.cli._display import failure, print_json, raw, say
+from creche.cli._display import failure, print_json, print_stored, raw, say
 from creche.cli._problems import Misuse, Trouble
 from creche.cli._targets import APP, load_queue
 from creche.errors import JobCancelled, JobFailed
@@ -152,7 +152,7 @@ async def _dispatch(queue: Queue, send: partial[Any], wait: float | None, json: 
     elif wait is None:
         click.echo(str(receipt.job_id))
     elif record is not None and record.status is Status.COMPLETED:
-        click.echo((record.result or b"null").decode())
+        print_stored(record.result)
     if wait is not None:
         _end(receipt, record, wait)
 

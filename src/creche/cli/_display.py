@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_CONTROL_IN_JSON: Final = re.compile(
+    r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+)  # of the others JSON has none, but for blanks
 _COLOURS: Final = {
     Status.PENDING: "yellow",
     Status.SCHEDULED: "blue",
@@ -43,12 +46,17 @@ def say(words: str) -> None:
 
 def print_json(value: object) -> None:
     """Print a value on stdout, indented; stored JSON inside it keeps its bytes' meaning."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    print_stored(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
 def print_line(value: object) -> None:
     """Print a value on stdout as one line of JSON."""
-    click.echo(msgspec.json.encode(value).decode())
+    print_stored(msgspec.json.encode(value))
+
+
+def print_stored(data: bytes | None) -> None:
+    """Print JSON text on stdout, None as null: the same values, with escapes for what a terminal would obey."""
+    click.echo(_escaped(_CONTROL_IN_JSON, (data or b"null").decode()))
 
 
 def raw(data: bytes | None) -> msgspec.Raw | None:
@@ -217,7 +225,11 @@ def _status(status: Status) -> Text:
 
 def plain_text(text: str) -> str:
     """Return a text of the users' without what a terminal would obey."""
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _escaped(_CONTROL, text)
+
+
+def _escaped(what: re.Pattern[str], text: str) -> str:
+    return what.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _text(text: str) -> Text:

@@ -9,6 +9,7 @@ from typing import Final, cast
 import click
 
 from creche import errors
+from creche.cli._display import plain_text
 from creche.storage import mask
 
 
@@ -24,10 +25,10 @@ class ExitCode(IntEnum):
 
 
 class Problem(click.ClickException):
-    """Ends the command with one line on stderr, in which no password is shown."""
+    """Ends the command with one line on stderr, in which no password is shown and nothing that a terminal obeys."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(mask(" ".join(message.split())))
+        super().__init__(plain_text(mask(" ".join(message.split()))))
 
 
 class Trouble(Problem):

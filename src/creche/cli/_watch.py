@@ -14,7 +14,7 @@ import click
 from creche import JobCancelled, JobFailed, JobNotFound, Status
 from creche._job import JobRecord
 from creche._patience import Patience
-from creche.cli._display import console_of_words, details, plain_text, print_line, say
+from creche.cli._display import console_of_words, details, plain_text, print_line, print_stored, say
 from creche.cli._problems import JobProblem, Unfinished
 from creche.cli._storages import dsn_option, opened
 from creche.errors import StorageUnavailable
@@ -41,7 +41,7 @@ def watch_job(job_id: UUID, timeout: float | None, dsn: str, json: bool) -> None
     match job.status:
         case Status.COMPLETED:
             if not json:
-                click.echo((job.result or b"null").decode())
+                print_stored(job.result)
         case Status.CANCELLED:
             raise JobProblem(str(JobCancelled(job_id)))
         case Status.FAILED:
@@ -130,4 +130,4 @@ def _fraction(job: JobRecord) -> float | None:
 def _words(job: JobRecord) -> str:
     words = f"{job.status}, attempt {job.attempts} of {job.max_attempts}" if job.attempts else str(job.status)
     message = job.progress.message if job.progress is not None and job.status is Status.PROCESSING else ""
-    return plain_text(f"{words}: {message}" if message else words)
+    return plain_text(" ".join(f"{words}: {message}".split()) if message else words)
