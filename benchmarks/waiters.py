@@ -127,6 +127,7 @@ async def measure(dsn: str, backend: str, *, waiters: int, jobs: int, idle: floa
     worker = context.Process(target=_work, args=(backend, dsn, queue_name, there))
     worker.start()
     answered: list[float] = []
+    idled: tuple[float, float | None] = (0.0, None)
     try:
         await to_thread.run_sync(here.recv)
         queue = Queue(dsn)
@@ -137,12 +138,12 @@ async def measure(dsn: str, backend: str, *, waiters: int, jobs: int, idle: floa
             ]
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(wait_for_all, queue, receipts, waiters, answered)
-                rate, served = await watch_idle(dsn, looks, idle)
+                idled = await watch_idle(dsn, looks, idle)
                 await queue.storage.retry([receipt.job_id for receipt in receipts])
     finally:
         here.send(None)
         await to_thread.run_sync(worker.join, 20)
-    return Figures(rate, served, answered)
+    return Figures(*idled, answered)
 
 
 def main() -> None:

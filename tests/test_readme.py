@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
-QUICKSTART, ASK, HANDLER, SHOP, BANK, WORKERS, HOOKS, STORAGE = [text for language, text in BLOCKS if language == "python"]
+PROGRAMS = [text for language, text in BLOCKS if language == "python"]
+QUICKSTART, ASK, HANDLER, SHOP, BANK, WORKERS, HOOKS, STORAGE = PROGRAMS
 EXAMPLE, TESTS, COMMAND_LINE = [text for language, text in BLOCKS if language == "sh"]
 MY_STORAGE = "from creche.storage.memory import MemoryStorage as MyStorage\n"
 

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -37,7 +38,6 @@ from creche._job import (
     Status,
 )
 from creche.errors import StorageUnavailable
-from creche.storage import _sqlite_listener as listening
 from creche.storage.sqlite import SQLiteStorage
 
 pytestmark = pytest.mark.anyio
@@ -346,8 +346,8 @@ async def test_nothing_is_kept_of_watches_that_are_over(
     assert set(kept) == {ids[2]}
     await storage.maintain(10, retention=FOREVER, now=T0)
     assert set(kept) == {ids[2]}
-    now = listening.time.monotonic()
-    monkeypatch.setattr(listening.time, "monotonic", lambda: now + WATCH_LIMIT + 1)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + WATCH_LIMIT + 1)
     await storage.maintain(10, retention=FOREVER, now=T0)
     assert kept == {}
 
