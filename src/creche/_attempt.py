@@ -166,7 +166,8 @@ class Job:
 
     async def progress(self, fraction: float, message: str = "") -> None:
         """Say how far this attempt has come. It is written a moment later, at most once a second, and the last word
-        counts; so it may be called as often as there is something to say. A checkpoint.
+        counts; so it may be called as often as there is something to say. What is said in the last second before the
+        attempt ends may be left unwritten: that it has ended says more. A checkpoint.
 
         Args:
             fraction: from 0 to 1.
@@ -196,6 +197,10 @@ class Job:
         When the block is left, the job is completed, and both are committed together; its callbacks, too. Left by an
         exception, or cancelled, nothing of it stays and the attempt goes on (and fails, if nobody catches). What the
         handler does afterwards changes nothing about the job. A job has one such transaction.
+
+        Cancelled while it is being committed (by a stop, or by a timeout of the handler's own), its outcome may be
+        unknown here: what was written is there once all the same if the job is completed, and else not at all; but the
+        events of this attempt may tell of another end.
 
         Returns:
             The connection: psycopg's own on PostgreSQL; on MySQL and SQLite one with `execute(sql, parameters)`, which
