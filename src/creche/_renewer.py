@@ -13,7 +13,7 @@ from typing import Final
 import anyio
 from anyio import CancelScope, create_task_group
 
-from creche._job import Progress
+from creche._job import Lease, Progress
 from creche._leases import Held, Holdings, Verdict
 from creche._patience import Patience, answered_within
 from creche.abc import Storage
@@ -54,6 +54,7 @@ class Renewer:
         self._renewed = renewed
         self._progressed = progressed
         self._news = anyio.Event()
+        self._reporting: set[Lease] = set()  # whose progress is on its way
         self._scope = CancelScope(shield=True)
 
     def stop(self) -> None:
@@ -82,7 +83,9 @@ class Renewer:
         while True:
             await self._news.wait()
             self._news = anyio.Event()
-            if held := [held for held in self._holdings if held.progress is not None and not held.expired]:
+            if self._reporting:  # a regular renewal took some along, which is older and must not be written later
+                self._news.set()
+            elif held := [held for held in self._holdings if held.progress is not None and not held.expired]:
                 try:
                     await self._renew(held)
                 except StorageError:
@@ -103,7 +106,8 @@ class Renewer:
 
     async def _renew(self, held: list[Held]) -> None:
         sent = anyio.current_time()  # before the statement: the database counts from later
-        news = {each.lease: each.progress for each in held if each.progress is not None}
+        news = {each.lease: each.progress for each in held if each.progress and each.lease not in self._reporting}
+        self._reporting |= news.keys()
         try:
             with answered_within(self._lease / 3, "a renewal"):
                 extension = await self._storage.extend([each.lease for each in held], self._lease, progress=news)
@@ -115,6 +119,8 @@ class Renewer:
                 each.progress = None
             await self._renew(held)  # without it: what one handler says must cost nobody a lease
             return
+        finally:
+            self._reporting -= news.keys()
         for each in held:
             if each.lease in extension.lost:
                 if self._holdings.get(each.lease) is each and not each.settling:  # it may be settled while we ask

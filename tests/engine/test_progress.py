@@ -189,3 +189,37 @@ async def test_progress_that_the_database_refuses_costs_nobody_a_lease() -> None
             for receipt in receipts:
                 await receipt.wait(100)
     assert sorted(runs) == ["neighbour", "read"]
+
+
+@VIRTUAL
+async def test_what_was_said_before_is_not_written_over_what_was_said_later() -> None:
+    class Slow(Faulty):
+        held_up = False
+
+        async def extend(
+            self,
+            leases: Collection[Lease],
+            seconds: float,
+            *,
+            progress: Mapping[Lease, Progress] | None = None,
+            now: datetime | None = None,
+        ) -> Extension:
+            if progress and not self.held_up:
+                self.held_up = True
+                await anyio.sleep(1.9)  # on its way for long
+            return await super().extend(leases, seconds, progress=progress, now=now)
+
+    async with Queue(Slow()) as queue:
+
+        @queue.task("read")
+        async def read(job: Job) -> None:
+            await anyio.sleep(1)
+            await job.progress(0.2, "old")
+            await anyio.sleep(0.5)
+            await job.progress(0.9, "new")  # which the next renewal takes along, half a second later
+            await anyio.sleep(20)
+
+        async with Worker(queue, lease=6):
+            receipt = await read.dispatch()
+            await anyio.sleep(9)
+            assert (await receipt.refresh()).progress == Progress(fraction=0.9, message="new")
