@@ -18,7 +18,7 @@ WITH asked AS (
 )
 (
     SELECT place, 1 AS claim, j.id, j.status, j.fingerprint, CAST(j.result AS BINARY) AS result,
-           j.available_at <= %(now)s + INTERVAL %(horizon)s MICROSECOND AS soon, NULL AS stale
+           j.available_at < %(now)s + INTERVAL %(horizon)s MICROSECOND AS soon, NULL AS stale
       FROM asked
      STRAIGHT_JOIN creche_jobs AS j FORCE INDEX (PRIMARY) ON j.id = asked.id
      %(locked)s

@@ -4,7 +4,7 @@
 SELECT id, token, nonce,
        IF(
            status = 'pending'
-           OR status = 'scheduled' AND available_at <= updated_at + INTERVAL %(horizon)s MICROSECOND,
+           OR status = 'scheduled' AND available_at < updated_at + INTERVAL %(horizon)s MICROSECOND,
            queue_name, NULL
        ) AS woken
   FROM creche_jobs FORCE INDEX (PRIMARY)

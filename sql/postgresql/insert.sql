@@ -24,4 +24,4 @@ SELECT n.id, n.queue_name, n.type, n.payload::json,
            SELECT coalesce(n.available_at, clock.now + make_interval(secs => n.delay)) AS at
        ) AS due
     ON CONFLICT DO NOTHING
-RETURNING id, status, available_at <= coalesce(%(now)s::timestamptz, statement_timestamp()) + make_interval(secs => %(horizon)s) AS soon
+RETURNING id, status, available_at < coalesce(%(now)s::timestamptz, statement_timestamp()) + make_interval(secs => %(horizon)s) AS soon

@@ -73,7 +73,7 @@ WITH ended AS MATERIALIZED (
 )
 SELECT id, token, nonce,
        CASE WHEN status = 'pending'
-              OR status = 'scheduled' AND available_at <= updated_at + make_interval(secs => %(horizon)s)
+              OR status = 'scheduled' AND available_at < updated_at + make_interval(secs => %(horizon)s)
            THEN queue_name
        END AS woken
   FROM settled

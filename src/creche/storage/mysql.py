@@ -363,11 +363,11 @@ class MySQLStorage:
         """See `Storage.watch`. What is noted already is not written again, but for one look in many."""
         ids, gone = sorted(set(job_ids)), sorted(set(over))
         statements: list[str] = []
+        if watcher is not None and gone:
+            statements.append(self._render("forget_watches", ids=gone, watcher=watcher))
         if watcher is not None and ids:
             fresh = rows.microseconds(WATCH_LIMIT / 4)
             statements.append(self._render("register_watches", ids=ids, watcher=watcher, fresh=fresh))
-        if watcher is not None and gone:
-            statements.append(self._render("forget_watches", ids=gone, watcher=watcher))
         if ids:
             statements.append(self._render("watch", ids=ids))
         # Each is a transaction of its own: the look must come after the watch, or an end in between wakes nobody.

@@ -1,22 +1,26 @@
-"""SQLite against the oracle: whatever is done to both, in whatever order, both answer, keep and wake the same."""
+"""Each SQL storage against the oracle: whatever is done to both, in any order, both answer, keep and wake the same.
+
+Another range of seeds: `CRECHE_SEEDS=100:200`. Every other seed runs on trio.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from contextlib import closing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, closing, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 from uuid import UUID
 
 import anyio
 import msgspec
+import psycopg
 import pytest
-from attrs import evolve
+from attrs import evolve, frozen
 
 from creche._job import (
     Event,
@@ -37,61 +41,179 @@ from creche._job import (
 from creche._lifecycle import SETTLING
 from creche.abc import Storage
 from creche.storage import _rows
+from creche.storage._listener import LocalListener
 from creche.storage._rows import attempt_errors
 from creche.storage.memory import MemoryStorage
+from creche.storage.mysql import MySQLStorage
+from creche.storage.postgresql import PostgreSQLStorage
 from creche.storage.sqlite import SQLiteStorage
+from creche.testing.servers import connect_mysql
+from databases import empty_database, empty_schema, in_schema
 
 Call: TypeAlias = Callable[[Storage], Awaitable[Any]]
 
-SEEDS: Final = 16
+SEEDS: Final = range(*map(int, os.environ.get("CRECHE_SEEDS", "0:16").split(":")))
 STEPS: Final = 80
 
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
+# Each differs from another by what a collation would fold.
 QUEUES: Final = ("a", "A", "a ", "ä")
-WATCHERS: Final = ("w1", "w2")
+WATCHERS: Final = ("w1", "w's ä")
 TYPES: Final = ("t", "T", "u")
-KEYS: Final = (None, None, None, "k", "K", "k ", "l", "it's")
+KEYS: Final = (None, None, None, "k", "K", "k ", "l", "it's", "ß")
 FINGERPRINTS: Final = (None, None, *(sha256(bytes([n])).digest() for n in range(5)))
 PAYLOADS: Final = (b"{}", b'{"a":1.0,"a":[2,{}]}', "\"\\u0000\\\\ 'quoted' %s ä€\U0001f423\"".encode())
-RESULTS: Final = (None, b"null", b'{"n":10000000000000000000000.0}', '"it\'s \\"so\\" \\u0000\U0001f423"'.encode())
-HEADS: Final = (("[", "]"), ('{"it\'s \\"\\\\\\u0000 é\U0001f423": ', " }"), ('"\\n"', None), ("", ""))
-FAILURES: Final = (
+RESULTS: Final = (
     None,
-    Failure(type="E", message='it\'s % \\ "quoted" ä\U0001f423', traceback="line\nline\t\x00"),
-    Failure(type="ValueError", message="m" * 700),
+    b"null",
+    b'{"n":10000000000000000000000.0}',
+    '"it\'s \\"so\\" \\u0000\U0001f423"'.encode(),
+    '"it\'s \\"so\\" \U0001f423"'.encode(),
 )
-DEPTH: Final = 2
+HEADS: Final = (
+    ("[", "]"),
+    ('{"it\'s \\"\\\\\\u0000 é\U0001f423": ', " }"),
+    ('"\\n"', None),
+    ("", ""),
+    *((payload.decode(), None) for payload in PAYLOADS),
+    *((f"[{payload.decode()},", f",{payload.decode()}]") for payload in PAYLOADS),
+)
+MESSAGES: Final = ("", "it's ä\U0001f423", *(payload.decode() for payload in PAYLOADS))
+DEPTH: Final = 3
 SPANS: Final = (0.0, 0.000001, 0.5, 1.0, 1.9999995, 5.0, 30.0, 60.0)
+WHOLE_SPANS: Final = (0.0, 0.000001, 0.5, 1.0, 1.999999, 5.0, 30.0, 60.0)
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
-def test_both_answer_keep_and_wake_the_same(tmp_path: Path, seed: int) -> None:
-    anyio.run(compare, tmp_path / "jobs.db", seed)
+@frozen
+class Engine:
+    """What is particular about a storage.
+
+    Attributes:
+        database: the name of the fixture that tells where databases are, and how to get an empty one there.
+        open: the storage on one.
+        connect: a second look at it, by a driver that has nothing to do with the storage's.
+        id: turns what this driver makes of an id into a UUID; `moment` likewise.
+        columns: of `creche_jobs`, those that only the contract looks at, as SQL.
+        tables: what is emptied between two seeds.
+        wakes_again: also for what was done already: the answer may have been lost, and its wakes with it.
+        ordered: whether a job's callbacks stay in the order in which they were asked for, of which nobody is told.
+        spans: seconds; half a microsecond is rounded by PostgreSQL itself.
+        nul: a NUL in an error, or what has to stand for it; creche itself sends none.
+    """
+
+    database: tuple[str, Callable[[Any], AbstractContextManager[str]]]
+    open: Callable[[str], Storage]
+    connect: Callable[[str], Any]
+    id: Callable[[Any], UUID]
+    moment: Callable[[Any], datetime]
+    columns: str = "id, token, nonce, single_flight, result_expires_at, errors, callbacks"
+    tables: Sequence[str] = ("creche_jobs", "creche_dead_letters", "creche_watches")
+    wakes_again: bool = True
+    ordered: bool = True
+    spans: Sequence[float] = SPANS
+    nul: str = "\x00"
 
 
-async def compare(path: Path, seed: int, steps: int = STEPS) -> None:
-    names = [*QUEUES, *WATCHERS]
-    async with (
-        MemoryStorage() as memory,
-        SQLiteStorage(path, synchronous="NORMAL") as sqlite,
-        memory.listen(names) as expected_wakes,
-        sqlite.listen(names) as found_wakes,
-    ):
-        play = Play(random.Random(seed), memory)
-        with closing(sqlite3.connect(path)) as raw:
+@contextmanager
+def empty_schema_of(dsn: str) -> Iterator[str]:
+    """Make an empty schema and yield a DSN of it."""
+    with empty_schema(dsn) as schema:
+        yield in_schema(dsn, schema)
+
+
+MYSQL: Final = partial(
+    Engine,
+    open=lambda dsn: MySQLStorage(dsn, push=False),
+    connect=connect_mysql,
+    id=lambda value: UUID(bytes=value),
+    moment=lambda value: value.replace(tzinfo=UTC),
+)
+ENGINES: Final = {
+    "sqlite": Engine(
+        database=("tmp_path_factory", lambda factory: nullcontext(f"{factory.mktemp('against')}/jobs.db")),
+        open=lambda path: SQLiteStorage(path, synchronous="NORMAL"),
+        connect=lambda path: sqlite3.connect(path, isolation_level=None),
+        id=UUID,
+        moment=lambda value: EPOCH + value * MICROSECOND,
+        tables=("creche_jobs", "creche_dead_letters"),
+        wakes_again=False,
+    ),
+    "postgresql": Engine(
+        database=("postgresql_database", empty_schema_of),
+        open=PostgreSQLStorage,
+        connect=lambda dsn: psycopg.connect(dsn, autocommit=True),
+        id=lambda value: value,
+        moment=lambda value: value,
+        columns="id, token, nonce, single_flight, result_expires_at, errors::text, callbacks::text",
+        ordered=False,
+        spans=WHOLE_SPANS,
+        nul="",
+    ),
+    "mariadb": MYSQL(("mariadb_server", empty_database)),
+    "mysql": MYSQL(("mysql_server", empty_database)),
+}
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def subject(request: pytest.FixtureRequest) -> Iterator[tuple[Engine, str, Any]]:
+    """An engine, a migrated database for all seeds, and a way to look into it."""
+    engine = ENGINES[request.param]
+    fixture, empty = engine.database
+    with empty(request.getfixturevalue(fixture)) as dsn:
+        anyio.run(engine.open(dsn).migrate)
+        with closing(engine.connect(dsn)) as raw:
+            yield engine, dsn, raw
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_both_answer_keep_and_wake_the_same(subject: tuple[Engine, str, Any], seed: int) -> None:
+    anyio.run(compare, *subject, seed, backend="trio" if seed % 2 else "asyncio")
+
+
+async def compare(engine: Engine, dsn: str, raw: Any, seed: int, steps: int = STEPS) -> None:
+    for table in engine.tables:
+        ask(raw, f"DELETE FROM {table}")
+    async with MemoryStorage() as memory, engine.open(dsn) as storage:
+        names = [*QUEUES, *WATCHERS]
+        async with memory.listen(names) as expected_wakes, listening(storage, names) as found_wakes:
+            play = Play(random.Random(seed), memory, engine)
             for step in range(steps):
                 name, call = play.next()
-                expected, found = await call(memory), await call(sqlite)
+                expected, found = await call(memory), await call(storage)
                 assert found == expected, difference(step, name, expected, found)
                 play.hear(expected)
                 for look in play.looks():
-                    expected, found = await look(memory), await look(sqlite)
+                    expected, found = await look(memory), await look(storage)
                     assert found == expected, difference(step, name, expected, found)
-                assert taken(found_wakes) == taken(expected_wakes), f"step {step}, {name}"
-                expected, found = insights(memory, play.now), behind(raw, play.now)
+                expected, found = taken(expected_wakes), taken(found_wakes)
+                if engine.wakes_again:
+                    found &= expected
+                assert found == expected, difference(step, f"{name}, wakes", [*expected], [*found])
+                expected, found = insights(engine, memory, play.now), behind(engine, raw, play.now)
                 assert found == expected, difference(step, name, expected, found)
+
+
+def ask(raw: Any, statement: str) -> list[Any]:
+    """Run a statement on a connection of any driver; return its rows."""
+    with closing(raw.cursor()) as cursor:
+        cursor.execute(statement)
+        return [*cursor.fetchall()] if cursor.description else []
+
+
+@asynccontextmanager
+async def listening(storage: Storage, names: Collection[str]) -> AsyncGenerator[LocalListener]:
+    """Listen to what this process does, of which nothing comes later, or twice, by way of the server."""
+    if isinstance(storage, PostgreSQLStorage):
+        opened = storage._opened
+        assert opened is not None
+        local = LocalListener(names)
+        with opened.wakes.told(local):
+            yield local
+    else:
+        async with storage.listen(names) as listener:
+            yield cast("LocalListener", listener)
 
 
 def taken(listener: Any) -> set[str]:
@@ -116,10 +238,17 @@ def each(answer: Any) -> list[Any]:
 class Play:
     """What is done next, drawn at random, with an eye on what would be remarkable."""
 
-    def __init__(self, dice: random.Random, memory: MemoryStorage) -> None:
+    def __init__(self, dice: random.Random, memory: MemoryStorage, engine: Engine) -> None:
         self.now = START
         self._dice = dice
         self._memory = memory
+        self._engine = engine
+        odd = Failure(type="E", message='it\'s % \\ "quoted" ä\U0001f423', traceback=f"line\nline\t{engine.nul}")
+        self._failures = (None, odd, Failure(type="ValueError", message="m" * 700))
+        self._origins = [
+            Origin(job_id=UUID(int=1), type=name, queue_name="ä", status=Status.FAILED, error=odd)
+            for name in ("t", "it's")
+        ]
         self._ids: list[UUID] = []
         self._sent: list[UUID] = []  # those of them that are no callback's
         self._callbacks: list[FollowUp] = []
@@ -182,7 +311,7 @@ class Play:
                     self.now, min(limit, self.now + timedelta(hours=1)) + self._dice.randint(-1, 1) * MICROSECOND
                 )
             case 1:
-                self.now += timedelta(seconds=self._draw(SPANS))
+                self.now += timedelta(seconds=self._draw(self._engine.spans))
             case 2:
                 self.now += timedelta(microseconds=self._dice.randrange(3_000_000))
             case _:
@@ -198,7 +327,7 @@ class Play:
         return self._dice.choice([1, 1, 1, 2, 3, 8])
 
     def _moment(self) -> datetime:
-        moment: datetime = self.now + self._draw([-1, 1]) * timedelta(seconds=self._draw(SPANS))
+        moment: datetime = self.now + self._draw([-1, 1]) * timedelta(seconds=self._draw(self._engine.spans))
         return moment
 
     def _id(self) -> UUID:
@@ -219,7 +348,7 @@ class Play:
         again = self._sent and self._dice.random() < 0.15
         job_id = drawn(self._sent) if again else self._id()
         self._sent.append(job_id)
-        due: dict[str, Any] = drawn([{}, {}, {"delay": drawn(SPANS)}, {"available_at": self._moment()}])
+        due: dict[str, Any] = drawn([{}, {}, {"delay": drawn(self._engine.spans)}, {"available_at": self._moment()}])
         plain = self._dice.random() < 0.2
         return NewJob(
             id=job_id,
@@ -230,16 +359,10 @@ class Play:
             max_attempts=drawn([1, 2, 3, 25]),
             idempotency_key=None if plain else drawn(KEYS),
             fingerprint=None if plain else drawn(FINGERPRINTS),
-            result_ttl=drawn([None, *SPANS]),
+            result_ttl=drawn([None, None, *self._engine.spans]),
             refresh=drawn([False, False, True]),
             callbacks=tuple(self._callback(DEPTH) for _ in range(drawn([0, 0, 1, 1, 2, 3]))),
-            origin=drawn(
-                [
-                    None,
-                    None,
-                    Origin(job_id=UUID(int=1), type="it's", queue_name="ä", status=Status.FAILED, error=FAILURES[1]),
-                ]
-            ),
+            origin=drawn([None, None, *self._origins]),
             **due,
         )
 
@@ -253,7 +376,7 @@ class Play:
             id=self._id(),
             type=drawn(TYPES),
             queue_name=drawn(QUEUES),
-            priority=drawn([0, 5, -5]),
+            priority=drawn([0, 1, 5, -5, -100]),
             max_attempts=drawn([1, 2, 3]),
             on=drawn(list(On)),
             head=head,
@@ -289,10 +412,12 @@ class Play:
     def _extend(self) -> partial[Coroutine[Any, Any, Any]]:
         leases = self._some_leases()
         progress = {
-            lease: Progress(fraction=self._draw([0, 0.1, 1 / 3, 1]), message=self._draw(["", "it's ä\U0001f423"]))
+            lease: Progress(fraction=self._draw([0, 0.1, 1 / 3, 1, self._dice.random()]), message=self._draw(MESSAGES))
             for lease in self._some(leases)
         }
-        return _call("extend", leases, self._draw(SPANS), progress=self._draw([None, progress]), now=self.now)
+        return _call(
+            "extend", leases, self._draw(self._engine.spans), progress=self._draw([None, progress]), now=self.now
+        )
 
     def _settle(self) -> partial[Coroutine[Any, Any, Any]]:
         return _call("settle", [self._settlement(lease) for lease in self._some_leases()], now=self.now)
@@ -305,7 +430,7 @@ class Play:
         event = self._draw([*sorted(SETTLING), Event.SUCCEED, Event.FAIL])
         due: dict[str, Any] = {}
         if event in {Event.RETRY, Event.SNOOZE}:
-            due = {"delay": self._draw(SPANS)}
+            due = {"delay": self._draw(self._engine.spans)}
         if event is Event.SNOOZE:
             due = self._draw([due, {"available_at": self._moment()}])
         fails = event in {Event.RETRY, Event.FAIL, Event.DISCARD}
@@ -313,12 +438,12 @@ class Play:
             lease=lease,
             event=event,
             result=self._draw(RESULTS) if event is Event.SUCCEED else None,
-            error=self._draw(FAILURES) if fails else None,
+            error=self._draw(self._failures) if fails else None,
             **due,
         )
 
     def _maintain(self) -> partial[Coroutine[Any, Any, Any]]:
-        kept = [*SPANS, 86_400.0, 86_400.0]
+        kept = [*self._engine.spans, 86_400.0, 86_400.0]
         retention = Retention(completed=self._draw(kept), failed=self._draw(kept), cancelled=self._draw(kept))
         limit = self._draw([1, 2, 1_000, 1_000])
         return partial(_maintain, limit, retention, self.now)
@@ -375,7 +500,7 @@ async def _maintain(limit: int, retention: Retention, now: datetime, storage: St
 # --- what only the contract looks at ----------------------------------------------------------------
 
 
-def insights(memory: MemoryStorage, now: datetime) -> dict[UUID, object]:
+def insights(engine: Engine, memory: MemoryStorage, now: datetime) -> dict[UUID, object]:
     """Of each row its fence, whether its fingerprint is taken, all its errors, and its callbacks."""
     return {
         job_id: (
@@ -383,27 +508,32 @@ def insights(memory: MemoryStorage, now: datetime) -> dict[UUID, object]:
             row.nonce,
             row.single_flight and not _over(row.record.result_expires_at, now),
             tuple(row.errors),
-            _rows.callbacks_document(row.callbacks),
+            _callbacks(engine, _rows.callbacks_document(row.callbacks)),
         )
         for job_id, row in memory._rows.items()
     }
 
 
-def behind(raw: sqlite3.Connection, now: datetime) -> dict[UUID, object]:
-    """The same, of SQLite's rows."""
-    rows = raw.execute(
-        "SELECT id, token, nonce, single_flight, result_expires_at, errors, callbacks FROM creche_jobs"
-    ).fetchall()
+def behind(engine: Engine, raw: Any, now: datetime) -> dict[UUID, object]:
+    """The same, of the rows in a database."""
     return {
-        UUID(job_id): (
+        engine.id(job_id): (
             token,
             nonce,
-            bool(flies) and not _over(None if expiry is None else EPOCH + expiry * MICROSECOND, now),
+            bool(flies) and not _over(None if expiry is None else engine.moment(expiry), now),
             attempt_errors(errors),
-            {} if callbacks is None else msgspec.json.decode(callbacks),
+            _callbacks(engine, {} if callbacks is None else msgspec.json.decode(callbacks)),
         )
-        for job_id, token, nonce, flies, expiry, errors, callbacks in rows
+        for job_id, token, nonce, flies, expiry, errors, callbacks in ask(
+            raw, f"SELECT {engine.columns} FROM creche_jobs"
+        )
     }
+
+
+def _callbacks(engine: Engine, document: dict[str, list[dict[str, Any]]]) -> object:
+    if engine.ordered:
+        return document
+    return {on: sorted(callbacks, key=lambda each: each["id"]) for on, callbacks in document.items()}
 
 
 def _over(expiry: datetime | None, now: datetime) -> bool:
