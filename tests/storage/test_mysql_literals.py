@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta, timezone
 from enum import IntEnum
 from uuid import UUID
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from creche.storage._asyncmy import AsyncmyDriver
 from creche.storage._mysql_address import parse_dsn
+from creche.storage._mysql_calls import chunks
 from creche.storage._mysql_literals import Expression, among, clock, literal, render
+from creche.storage._mysql_rows import document, document_element, joined
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 VALUES = st.one_of(
@@ -71,6 +74,23 @@ def test_a_quote_behind_a_backslash_ends_no_string_in_any_mode() -> None:
     assert literal("\\' OR 1") == "_utf8mb4 x'5c27204f522031'"
     assert literal("ends in \\") == "_utf8mb4 x'656e647320696e205c'"
     assert literal("it's \\n") == "'it''s \\n'"
+
+
+@given(st.lists(st.one_of(TEXTS, st.text("\\'\" a", max_size=40)), max_size=5))
+def test_a_document_is_the_same_document_and_never_in_hexadecimal(texts: list[str]) -> None:
+    nested = [json.dumps(text, ensure_ascii=False) for text in texts]
+    text = document([*texts, *nested])
+    assert json.loads(text) == [*texts, *nested]
+    assert literal(text) == "'" + text.replace("'", "''") + "'"
+
+
+@given(st.lists(st.text("\\'\"aé", max_size=200), max_size=20), st.integers(300, 1_500))
+def test_no_part_of_a_document_is_longer_than_it_was_measured(texts: list[str], most: int) -> None:
+    elements = [document_element({"result": text}) for text in texts]
+    parts = [*chunks(elements, most)]
+    assert [element for part in parts for element in part] == elements
+    for part in parts:
+        assert len(part) == 1 or len(literal(joined(part)).encode()) <= most * 3 // 4 + len("'[]'")
 
 
 def test_what_looks_like_a_number_is_written_as_one() -> None:

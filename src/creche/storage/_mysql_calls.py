@@ -73,12 +73,18 @@ def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def chunks(elements: Sequence[str], most: int) -> Iterator[list[str]]:
-    """Cut the elements of a statement so that each part, with commas between, stays well below the server's limit."""
+def chunks(elements: Sequence[str], most: int, *, quoted: bool = True) -> Iterator[list[str]]:
+    """Cut the elements of a statement so that each part, with commas between, stays well below the server's limit.
+
+    Args:
+        elements: of a document, see `_mysql_rows.document`, or of SQL.
+        most: bytes that the server takes at once.
+        quoted: they will stand in a string, which doubles their quotes.
+    """
     chunk: list[str] = []
     size = 0
     for element in elements:
-        length = _size(element) + element.count("'") + 2  # which the literal will double
+        length = _size(element) + (element.count("'") if quoted else 0) + 2
         if chunk and size + length > most * 3 // 4:
             yield chunk
             chunk, size = [], 0
