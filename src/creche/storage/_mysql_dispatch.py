@@ -25,7 +25,6 @@ from creche.storage._mysql_calls import BEGIN, COMMIT, DUPLICATE, Row, chunks, t
 from creche.storage._mysql_ends import follow_now
 from creche.storage._mysql_literals import Expression, clock, render
 from creche.storage._pool import TransientConflict
-from creche.storage._rows import callbacks_json
 
 UNLOCKED: Final = Expression("")
 LOCKED: Final = Expression("FOR UPDATE")
@@ -158,7 +157,7 @@ class _Writer:
             Insertion(job_id=job.id, status=Status(rows.plain_status(job)), inserted=True, fingerprint=None)
             for job in jobs
         ]
-        return Dispatched(answers, frozenset(job.queue_name for job in jobs if job.delay <= WAKE_HORIZON))
+        return Dispatched(answers, frozenset(job.queue_name for job in jobs if job.delay < WAKE_HORIZON))
 
     @asynccontextmanager
     async def undone(self) -> AsyncGenerator[None]:
@@ -176,7 +175,8 @@ class _Writer:
     def inserts(self, jobs: Iterable[NewJob]) -> Sequence[str]:
         """Return the statements that insert jobs."""
         anywhere = not self.session.ours
-        values = chunks([rows.job_row(job, self.now, anywhere=anywhere) for job in jobs], self.session.most)
+        elements = [rows.job_row(job, self.now, anywhere=anywhere) for job in jobs]
+        values = chunks(elements, self.session.most, quoted=False)
         return [self.render("insert", jobs=Expression(",\n".join(chunk))) for chunk in values]
 
     def find(
@@ -222,6 +222,8 @@ class _Dispatch:
     _stale: set[bytes] = field(factory=set[bytes], init=False)
     _released: set[bytes] = field(factory=set[bytes], init=False)
     _sent_before: set[bytes] = field(factory=set[bytes], init=False)
+    # Whether a result may yet have to be let go: who takes a key of this batch is known only when it is written.
+    _entangled: bool = field(default=False, init=False)
     _woken: set[str] = field(factory=set[str], init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -253,13 +255,17 @@ class _Dispatch:
         missing = self._missing()
         find: Sequence[str] = self._write.find(missing) if missing else ()
         statements = [BEGIN, *self._let_go(), *self._inserts(missing), *find]
-        if not any(job.callbacks for job in self.jobs):
+        if not self._entangled and not any(job.callbacks for job in self.jobs):
             answers = await session.write([*statements, COMMIT])
             self._take(_flat(answers[-1 - len(find) : -1]))
             self._complain()
             return
         answers = await session.write(statements)
         self._take(_flat(answers[len(answers) - len(find) :]))
+        while self._stale and (missing := self._missing()):
+            find = self._write.find(missing)
+            answers = await session.write([*self._let_go(), *self._inserts(missing), *find])
+            self._take(_flat(answers[len(answers) - len(find) :]))
         self._complain()
         await session.write([*await self._callbacks(), COMMIT])
 
@@ -320,6 +326,7 @@ class _Dispatch:
             for row in sorted(found.get(place, ()), key=lambda row: row[1]):
                 # An earlier job of this batch will take the key, and a key is the stronger claim.
                 taken = row[1] == rows.BY_FINGERPRINT and (job.queue_name, job.idempotency_key) in unused
+                self._entangled |= taken and row[7] is not None
                 if not taken and self._answers_for(job, place, row):
                     _, claim, job_id, status, fingerprint, result, soon, _ = row
                     new = claim == rows.BY_ID and job_id not in self._sent_before
@@ -378,7 +385,7 @@ class _Dispatch:
             new = _unknown(brought, known | set(map(UUID, _strings(ids))))
             if not new:
                 continue
-            statements.append(self._write.render("attach", id=job_id, callbacks=callbacks_json(new)))
+            statements.append(self._write.render("attach", id=job_id, callbacks=rows.callbacks_document(new)))
             if not status.active:
                 ended.append(UUID(bytes=job_id))
                 self._woken |= {each.queue_name for each in new if each.on.calls_for(status)}

@@ -21,6 +21,7 @@ from creche.testing._conformance_base import (
     at,
     bring,
     everything,
+    follow_up,
     hold,
     lapse,
     maintain,
@@ -372,6 +373,21 @@ class RefreshConformance(Suite):
             (new, True),
             (new, False),
             (new, False),
+        ]
+
+    @pytest.mark.parametrize(("refresh", "seconds"), [(False, 60), (True, 1)])
+    async def test_a_result_is_let_go_for_a_job_whose_key_another_of_its_batch_left_unused(
+        self, storage: Storage, refresh: bool, seconds: float
+    ) -> None:
+        await bring(storage, Status.COMPLETED, fingerprint=OTHER_PRINT, result_ttl=60.0)
+        first = new_job(fingerprint=PRINT, callbacks=(follow_up(),))
+        joining = new_job(fingerprint=PRINT, idempotency_key="once")
+        keyed = new_job(fingerprint=OTHER_PRINT, idempotency_key="once", refresh=refresh)
+        answers = await storage.insert([first, joining, keyed], now=at(seconds))
+        assert [(each.job_id, each.inserted) for each in answers] == [
+            (first.id, True),
+            (first.id, False),
+            (keyed.id, True),
         ]
 
     async def test_of_many_callers_that_refresh_exactly_one_inserts(self, storage: Storage) -> None:
