@@ -4,8 +4,8 @@ thread at a time. It knows transactions, locks and errors; what the statements m
 Whoever in this process wants to write waits for its turn in one line, without a thread: the storage itself, and the
 transactions that handlers hold, on connections of their own (`_sqlite_session.py`).
 
-A whole operation is one hop into a thread. A write is never interrupted: cancelled, it finishes first, or gives up
-while it still waits for the file's lock. A read is interrupted, and its thread left to end by itself.
+A whole operation is one hop into a thread. A write is never interrupted: cancelled, in whatever way, it finishes first,
+or gives up while it still waits for the file's lock. A read is interrupted, and its thread left to end by itself.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ Synchronous = Literal["NORMAL", "FULL", "EXTRA"]
 MINIMUM: Final = (3, 37, 0)  # STRICT tables; RETURNING is older
 _SLICE: Final = 0.1  # seconds that SQLite itself waits for a lock before we look whether we were cancelled
 _JITTER: Final = 0.01
+_GLANCE: Final = 0.002
 _WAL_KEPT: Final = 64 << 20  # bytes to which the log is cut back after a burst
 
 
@@ -90,6 +91,49 @@ def patiently(work: Callable[[], T], patience: float) -> T:
                 raise
         anyio.from_thread.check_cancelled()
         time.sleep(random.uniform(0, _JITTER))  # noqa: S311 - spreading load, guarding nothing
+
+
+# --- threads ----------------------------------------------------------------------------------------
+
+
+async def to_the_end(
+    work: Callable[[], T], limiter: anyio.CapacityLimiter, *, interrupt: Callable[[], object] = lambda: None
+) -> T:
+    """Do `work` in a worker thread, and stay until it is done: what it uses must not be used by anybody else meanwhile.
+
+    A shield of anyio's holds off the cancellation of scopes, not asyncio's own (`asyncio.timeout`, `Task.cancel`),
+    which would leave the thread to itself; that one is kept until the thread has ended.
+
+    Args:
+        work: what to do; not begun if the cancellation came before.
+        limiter: held until the end.
+        interrupt: called, on the event loop, when such a cancellation has come.
+    """
+    lock, begun, abandoned, done = threading.Lock(), False, False, threading.Event()
+
+    def hop() -> T:
+        nonlocal begun
+        with lock:
+            if abandoned:
+                raise UsageError("cancelled before it began")
+            begun = True
+        try:
+            return work()
+        finally:
+            done.set()
+
+    async with limiter:
+        try:
+            return await anyio.to_thread.run_sync(hop, limiter=anyio.CapacityLimiter(1))
+        except anyio.get_cancelled_exc_class():
+            with lock:
+                abandoned = True
+            if begun and not done.is_set():
+                interrupt()
+            while begun and not done.is_set():
+                with suppress(anyio.get_cancelled_exc_class()), anyio.CancelScope(shield=True):
+                    await anyio.sleep(_GLANCE)
+            raise
 
 
 # --- one connection ---------------------------------------------------------------------------------
@@ -205,25 +249,29 @@ class Database:
             with translated(self.path), closing(self.connect(create=create)) as connection:
                 return work(connection)
 
-        return await anyio.to_thread.run_sync(hop)
+        return await to_the_end(hop, anyio.CapacityLimiter(1))
 
     async def open(self) -> None:
         """Open both connections."""
         if self._open is not None:
             raise UsageError("the storage is open already: one `async with storage:` at a time")
 
-        def hop() -> tuple[sqlite3.Connection, sqlite3.Connection, int]:
-            with translated(self.path):
-                writer = self.connect(create=True)
-                try:
-                    reader = self.connect(create=False)
-                    reader.execute("PRAGMA query_only = ON")
-                    return writer, reader, _data_version(writer)
-                except BaseException:
-                    writer.close()
-                    raise
+        pair: list[sqlite3.Connection] = []
 
-        self._open = Open(*await anyio.to_thread.run_sync(hop))
+        def hop() -> int:
+            with translated(self.path):
+                pair.append(self.connect(create=True))
+                pair.append(self.connect(create=False))
+                pair[1].execute("PRAGMA query_only = ON")
+                return _data_version(pair[0])
+
+        try:
+            version = await to_the_end(hop, anyio.CapacityLimiter(1))
+        except BaseException:
+            for connection in pair:
+                connection.close()
+            raise
+        self._open = Open(*pair, version=version)
 
     async def close(self) -> None:
         """Close both, after whatever uses them now. In a forked child: let go of them untouched."""
@@ -231,7 +279,7 @@ class Database:
         if opened is None or opened.inherited:
             return
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(opened.close, limiter=opened.writing)
+            await to_the_end(opened.close, opened.writing)
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do `work` in one transaction and return what it returns, once that is on disk.
@@ -251,7 +299,7 @@ class Database:
         borrower = object()
         await self.take_turn(opened, borrower)
         try:
-            result, version = await anyio.to_thread.run_sync(hop, limiter=opened.writing)
+            result, version = await to_the_end(hop, opened.writing)
         finally:
             opened.turn.release_on_behalf_of(borrower)
         self._note(opened, version)
@@ -314,7 +362,7 @@ class Database:
             with translated(self.path):
                 return patiently(lambda: _data_version(opened.writer), self.busy_timeout)
 
-        self._note(opened, await anyio.to_thread.run_sync(hop, limiter=opened.writing))
+        self._note(opened, await to_the_end(hop, opened.writing))
 
     def _note(self, opened: Open, version: int) -> None:
         if version != opened.version:
@@ -342,7 +390,7 @@ class Database:
 class Open:
     """What there is while a database is open."""
 
-    def __init__(self, writer: sqlite3.Connection, reader: sqlite3.Connection, version: int) -> None:
+    def __init__(self, writer: sqlite3.Connection, reader: sqlite3.Connection, *, version: int) -> None:
         self.writer = writer
         self.reader = reader
         self.turn = anyio.CapacityLimiter(1)  # who of this process may want the file's write lock now

@@ -7,15 +7,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
+from functools import partial
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
-import anyio.to_thread
 
 from creche.errors import UsageError
-from creche.storage._sqlite3 import Database, Open, begin, roll_back, translated
+from creche.storage._sqlite3 import Database, Open, begin, roll_back, to_the_end, translated
 
 T = TypeVar("T")
 Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any]
@@ -140,7 +140,9 @@ class Session:
                 raise self._over
             if self._raw is None:
                 await self._begin()
-            return await anyio.to_thread.run_sync(self._work, work, limiter=self._thread)
+            raw = self._raw
+            assert raw is not None  # noqa: S101 - begun just now
+            return await to_the_end(partial(self._work, raw, work), self._thread, interrupt=raw.interrupt)
 
     async def commit(self) -> None:
         """Commit, if anything was begun.
@@ -158,21 +160,35 @@ class Session:
             if self._over is not None:
                 raise self._over
             if self._raw is not None:
-                await anyio.to_thread.run_sync(work, self._raw, limiter=self._thread)
+                await to_the_end(partial(work, self._raw), self._thread)
 
     async def end(self) -> None:
-        """Roll back what was not committed, and let others write."""
-        async with self._one_at_a_time:
-            self._over = UsageError("the transaction is over: its block was left")
-            raw, self._raw = self._raw, None
-            opened, self._opened = self._opened, None
-            if raw is None or opened is None or opened.inherited:
-                return
+        """Roll back what was not committed, and let others write, whatever cancels this."""
+        cancelled = None
+        while True:
             try:
-                await anyio.to_thread.run_sync(_close, raw, limiter=self._thread)
-            finally:
-                opened.held.discard(raw)
-                opened.turn.release_on_behalf_of(self)
+                await self._one_at_a_time.acquire()
+                break
+            except anyio.get_cancelled_exc_class() as error:  # asyncio's own, which no shield holds off: see to_the_end
+                cancelled = error
+        try:
+            await self._end()
+        finally:
+            self._one_at_a_time.release()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _end(self) -> None:
+        self._over = UsageError("the transaction is over: its block was left")
+        raw, self._raw = self._raw, None
+        opened, self._opened = self._opened, None
+        if raw is None or opened is None or opened.inherited:
+            return
+        try:
+            await to_the_end(partial(_close, raw), self._thread)
+        finally:
+            opened.held.discard(raw)
+            opened.turn.release_on_behalf_of(self)
 
     async def _begin(self) -> None:
         opened = self._database.opened()
@@ -192,16 +208,14 @@ class Session:
 
         await self._database.take_turn(opened, self)
         try:
-            await anyio.to_thread.run_sync(hop, limiter=self._thread)
+            await to_the_end(hop, self._thread)
         finally:
             if self._raw is None:
                 opened.turn.release_on_behalf_of(self)
             else:
                 self._opened = opened
 
-    def _work(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        raw = self._raw
-        assert raw is not None  # noqa: S101 - begun before
+    def _work(self, raw: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
             result = work(raw)
         except Exception as error:
