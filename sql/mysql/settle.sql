@@ -1,6 +1,8 @@
 -- End attempts: results, retries and releases of a whole batch in one statement, fenced by the whole lease. What follows
 -- from which event is decided in creche._lifecycle; only what the row itself knows is decided here: whether a
 -- cancellation was asked for, and by the database's clock whether the job is due already.
+-- Callbacks are written in the transaction that ends their job: where none comes next, jobs that have some are left out
+-- (`followed`). Asked here, below the row's lock: a dispatch may have recorded one while we waited for it.
 -- Nothing that is assigned is read by another assignment: MySQL promises no order among them.
 UPDATE (
            SELECT s.*, IF(
@@ -56,3 +58,4 @@ UPDATE (
  WHERE j.token = s.token
    AND j.nonce = s.nonce
    AND j.status = 'processing'
+   AND (j.callbacks IS NULL OR %(followed)s)

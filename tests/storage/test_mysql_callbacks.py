@@ -28,6 +28,8 @@ from creche._job import (
     Settlement,
     Status,
 )
+from creche.storage._asyncmy import Answer, Connection
+from creche.storage._mysql_calls import BEGIN
 from creche.storage._mysql_ends import settling
 from creche.storage._mysql_literals import clock
 from creche.storage.mysql import MySQLStorage
@@ -187,6 +189,31 @@ async def test_a_revived_job_may_end_in_another_way(storage: MySQLStorage) -> No
     assert {row.id for row in await rows(storage)} == {each.id for each in callbacks.values()}
     await end(storage, await taken(storage, "after"))
     assert len(await rows(storage)) == 3
+
+
+async def test_only_a_job_that_is_followed_takes_a_second_round_trip_to_end(
+    storage: MySQLStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    run = Connection.run
+
+    async def counted(connection: Connection, sql: str) -> list[Answer]:
+        answers = await run(connection, sql)
+        if sql.startswith(BEGIN):  # which a wake that is under way does not
+            sent.append(len(answers))
+        return answers
+
+    callback = follow_up()
+    await storage.insert([job() for _ in range(3)] + [job(callback)])
+    reservation = await storage.reserve(["default"], 4, lease=60, worker="w", nonce=1)
+    *plain, followed = [Settlement(lease=each.lease, event=Event.SUCCEED) for each in reservation.jobs]
+    monkeypatch.setattr(Connection, "run", counted)
+    assert len((await storage.settle(plain)).accepted) == 3
+    assert sent == [4]  # begin, settle, settled, commit
+    sent.clear()
+    assert len((await storage.settle([*plain, followed])).accepted) == 4
+    assert len(sent) == 2
+    assert [row.id for row in await rows(storage)] == [callback.id]
 
 
 async def test_what_upkeep_ends_is_followed_and_its_watchers_are_woken(storage: MySQLStorage) -> None:

@@ -154,6 +154,7 @@ SETTLEMENTS: Final = [
     else Settlement(lease=lease, event=Event.SUCCEED, result=b"{}")
     for n, lease in enumerate(LEASES)
 ]
+SETTLED: Final = {"settlements": rows.joined(rows.settlement_elements(SETTLEMENTS)), "kept": ERRORS_KEPT}
 NEW: Final = [
     NewJob(id=UUID(int=1 << 127 | n), type="t", payload=b"{}", idempotency_key=f"k{n}", fingerprint=bytes([n] * 32))
     for n in range(20)
@@ -217,12 +218,8 @@ HOT: Final = {
     "reserve": Hot("reserve", {"ids": IDS[PENDING], "nonce": 1, "worker": "w", "lease": DAY}, {BY_ID}, most=20),
     "extend": Hot("extend", {"leases": rows.leases_document(LEASES), "seconds": DAY}, {BY_ID}, most=510),
     "held": Hot("held", rows.lease_parameters(LEASES), {BY_ID}, most=100),
-    "settle": Hot(
-        "settle",
-        {"settlements": rows.joined(rows.settlement_elements(SETTLEMENTS)), "kept": ERRORS_KEPT},
-        {BY_ID},
-        most=510,
-    ),
+    "settle": Hot("settle", {**SETTLED, "followed": False}, {BY_ID}, most=510),
+    "settle what is followed": Hot("settle", {**SETTLED, "followed": True}, {BY_ID}, most=510),
     "settled": Hot("settled", {"horizon": 30, **rows.lease_parameters(LEASES)}, {BY_ID}, most=100),
     "write dead letters": Hot("write_dead_letters", {"buried": rows.is_lease(LEASES)}, {BY_ID}, most=100),
     "overdue": Hot("overdue", KEPT, {HELD, FINISHED}, most=10),

@@ -36,30 +36,45 @@ def follow_now(render: Render, ids: Iterable[UUID], *, now: Expression) -> Seque
     return [render("follow_up", now=now, **ended), render("forget_callbacks", **ended)]
 
 
-def settling(render: Render, settlements: Collection[Settlement], *, now: Expression, most: int) -> Sequence[str]:
-    """Return the statements that end attempts. The last are `settled` and those of `follow`.
+def ending(
+    render: Render, settlements: Collection[Settlement], *, now: Expression, most: int, followed: bool = False
+) -> Sequence[str]:
+    """Return the statements that end attempts; the last says which, see `ended`.
 
     Args:
         render: puts literals into statements.
         settlements: which.
         now: the clock.
         most: bytes that the server takes at once.
+        followed: what follows comes next, so also jobs with callbacks can be ended.
     """
     leases = [settlement.lease for settlement in settlements]
     bury = [settlement.lease for settlement in settlements if settlement.event in BURIES]
     return [
         *(
-            render("settle", settlements=rows.joined(chunk), kept=ERRORS_KEPT, now=now)
+            render("settle", settlements=rows.joined(chunk), kept=ERRORS_KEPT, followed=followed, now=now)
             for chunk in chunks(rows.settlement_elements(settlements), most)
         ),
         *([render("write_dead_letters", buried=rows.is_lease(bury))] if bury else ()),
         render("settled", horizon=rows.microseconds(WAKE_HORIZON), **rows.lease_parameters(leases)),
-        *follow(render, {lease.job_id for lease in leases}, now=now),
     ]
+
+
+def settling(render: Render, settlements: Collection[Settlement], *, now: Expression, most: int) -> Sequence[str]:
+    """Return the statements that end attempts and write what follows; the last are `settled` and those of `follow`."""
+    ids = {settlement.lease.job_id for settlement in settlements}
+    return [*ending(render, settlements, now=now, most=most, followed=True), *follow(render, ids, now=now)]
+
+
+def ended(found: Sequence[Row]) -> tuple[frozenset[Lease], frozenset[Lease], set[str]]:
+    """Return what was accepted, by the rows of `settled.sql`, what was left out for what follows, and whom to wake."""
+    left = frozenset(rows.lease(row) for row in found if row[5])
+    goes_on = {row[3].decode() for row in found if row[3] is not None}
+    watched = rows.woken((None, row[4]) for row in found if row[4] is not None)
+    return frozenset(map(rows.lease, found)) - left, left, goes_on | watched
 
 
 def settled(answers: Sequence[Sequence[Row]]) -> tuple[frozenset[Lease], set[str]]:
     """Return what was accepted, by the answers to the statements of `settling`, and whom to wake."""
-    found, followed = answers[-1 - FOLLOWING], answers[-FOLLOWING]
-    goes_on = {row[3].decode() for row in found if row[3] is not None}
-    return frozenset(map(rows.lease, found)), goes_on | rows.woken(followed)
+    accepted, _, woken = ended(answers[-1 - FOLLOWING])
+    return accepted, woken | rows.woken(answers[-FOLLOWING])

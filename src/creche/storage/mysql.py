@@ -50,7 +50,7 @@ from creche.storage._mysql_address import parse_dsn
 from creche.storage._mysql_calls import BEGIN, COMMIT, Row, bare, together, undone_on_error
 from creche.storage._mysql_dispatch import Dispatched, OurSession, TheirSession, dispatch
 from creche.storage._mysql_echo import Echo
-from creche.storage._mysql_ends import follow, settled, settling
+from creche.storage._mysql_ends import ended, ending, follow, settled, settling
 from creche.storage._mysql_handles import through
 from creche.storage._mysql_listener import MySQLListener, Waker
 from creche.storage._mysql_literals import among, clock, render
@@ -303,18 +303,27 @@ class MySQLStorage:
         )
 
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
-        """See `Storage.settle`."""
+        """See `Storage.settle`. First without what follows, which most jobs have none of; those that have take a round
+        trip more, and a transaction of their own.
+        """
         given = frozenset(settlement.lease for settlement in settlements)
         if not given:
             await checkpoint()
             return Settled(accepted=given, lost=given)
-        end = partial(settling, self._render, settlements, now=clock(now))
+        moment = clock(now)
 
-        async def work(connection: Connection) -> Sequence[Sequence[Row]]:
-            answers = await together(connection, end(most=connection.max_allowed_packet))
-            return [answer.rows for answer in answers]
+        async def work(connection: Connection) -> tuple[frozenset[Lease], set[str]]:
+            most = connection.max_allowed_packet
+            answers = await together(connection, ending(self._render, settlements, now=moment, most=most))
+            accepted, left, woken = ended(answers[-1].rows)
+            if left:
+                rest = [settlement for settlement in settlements if settlement.lease in left]
+                answers = await together(connection, settling(self._render, rest, now=moment, most=most))
+                late, told = settled([answer.rows for answer in answers])
+                accepted, woken = accepted | late, woken | told
+            return accepted, woken
 
-        accepted, woken = settled(await self._calls.run(work))
+        accepted, woken = await self._calls.run(work)
         self._wake(woken)
         return Settled(accepted=accepted, lost=given - accepted)
 
