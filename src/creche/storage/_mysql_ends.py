@@ -28,6 +28,7 @@ def follow(render: Render, ids: Iterable[UUID], *, now: Expression) -> Sequence[
 
 
 FOLLOWING: Final = 3 + len(CHOSEN)
+FOLLOWING_SURELY: Final = 3
 
 
 def follow_now(render: Render, ids: Iterable[UUID], *, now: Expression) -> Sequence[str]:
@@ -60,10 +61,18 @@ def ending(
     ]
 
 
-def settling(render: Render, settlements: Collection[Settlement], *, now: Expression, most: int) -> Sequence[str]:
-    """Return the statements that end attempts and write what follows; the last are `settled` and those of `follow`."""
+def settling(
+    render: Render, settlements: Collection[Settlement], *, now: Expression, most: int, surely: bool = False
+) -> Sequence[str]:
+    """Return the statements that end attempts and write what follows; the last are `settled` and those of `follow`.
+
+    `surely`: these jobs have callbacks, so nothing has to be made ready for those that may have some.
+    """
     ids = {settlement.lease.job_id for settlement in settlements}
-    return [*ending(render, settlements, now=now, most=most, followed=True), *follow(render, ids, now=now)]
+    end = ending(render, settlements, now=now, most=most, followed=True)
+    if surely:
+        return [*end, render("followed", ids=sorted(ids)), *follow_now(render, ids, now=now)]
+    return [*end, *follow(render, ids, now=now)]
 
 
 def ended(found: Sequence[Row]) -> tuple[frozenset[Lease], frozenset[Lease], set[str]]:
@@ -74,7 +83,8 @@ def ended(found: Sequence[Row]) -> tuple[frozenset[Lease], frozenset[Lease], set
     return frozenset(map(rows.lease, found)) - left, left, goes_on | watched
 
 
-def settled(answers: Sequence[Sequence[Row]]) -> tuple[frozenset[Lease], set[str]]:
+def settled(answers: Sequence[Sequence[Row]], *, surely: bool = False) -> tuple[frozenset[Lease], set[str]]:
     """Return what was accepted, by the answers to the statements of `settling`, and whom to wake."""
-    accepted, _, woken = ended(answers[-1 - FOLLOWING])
-    return accepted, woken | rows.woken(answers[-FOLLOWING])
+    following = FOLLOWING_SURELY if surely else FOLLOWING
+    accepted, _, woken = ended(answers[-1 - following])
+    return accepted, woken | rows.woken(answers[-following])

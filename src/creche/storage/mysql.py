@@ -318,8 +318,8 @@ class MySQLStorage:
             accepted, left, woken = ended(answers[-1].rows)
             if left:
                 rest = [settlement for settlement in settlements if settlement.lease in left]
-                answers = await together(connection, settling(self._render, rest, now=moment, most=most))
-                late, told = settled([answer.rows for answer in answers])
+                answers = await together(connection, settling(self._render, rest, now=moment, most=most, surely=True))
+                late, told = settled([answer.rows for answer in answers], surely=True)
                 accepted, woken = accepted | late, woken | told
             return accepted, woken
 
