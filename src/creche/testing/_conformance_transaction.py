@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
+from uuid import UUID
 
 import pytest
-from anyio import CancelScope, create_task_group, fail_after, get_cancelled_exc_class
+from anyio import CancelScope, create_task_group, fail_after, get_cancelled_exc_class, sleep
 from anyio import Event as Bell
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from creche._ids import new_job_id
-from creche._job import Event, JobFilter, Lease, On, Settlement, Status
+from creche._job import Event, FollowUp, Insertion, JobFilter, Lease, On, Settlement, Status
 from creche.abc import Storage
 from creche.errors import OptionInvalid, StorageError
 from creche.testing._conformance_base import (
@@ -207,6 +208,46 @@ class TransactionConformance(Suite):
             assert record.status is Status.COMPLETED
             assert [record.result] == done
             assert (await row(storage, callback.id)).payload == record.result
+
+    @pytest.mark.parametrize("committed", [True, False], ids=["committed", "rolled back"])
+    @pytest.mark.parametrize("ttl", [60.0, None], ids=["cached", "not cached"])
+    async def test_dispatches_that_come_while_an_end_is_being_written_run_nothing_twice(
+        self, storage: Storage, ttl: float | None, committed: bool
+    ) -> None:
+        work: dict[str, Any] = {"fingerprint": bytes(32), "result_ttl": ttl}
+        lease = await hold(storage, **work)
+        answers: dict[UUID, list[Insertion]] = {}
+        callbacks: list[FollowUp] = []
+
+        async def dispatch() -> None:
+            callbacks.append(follow_up())
+            job = new_job(**work, callbacks=(callbacks[-1],))
+            answers[job.id] = [*await storage.insert([job], now=at(1))]
+
+        with fail_after(PATIENCE):
+            async with create_task_group() as rivals:
+                rivals.start_soon(dispatch)
+                with suppress(LeaseGone):
+                    async with storage.transaction() as transaction:
+                        rivals.start_soon(dispatch)
+                        assert await transaction.settle(
+                            Settlement(lease=lease, event=Event.SUCCEED, result=b"1"), now=T0
+                        )
+                        for _ in range(3):
+                            rivals.start_soon(dispatch)
+                        await sleep(0.05)  # they look, and wait for what they find
+                        if not committed:
+                            raise LeaseGone
+                for _ in range(2):
+                    rivals.start_soon(dispatch)
+        told = [answer for each in answers.values() for answer in each]
+        runs = {answer.job_id for answer in told} | {lease.job_id}
+        assert len(told) == 7
+        assert len(runs) <= (2 if committed and ttl is None else 1)
+        assert sum(answer.inserted for answer in told) == len(runs) - 1
+        if committed and ttl is not None:
+            assert await written(storage, callbacks) == {each.id for each in callbacks}
+            assert {answer.result for answer in told if answer.status is Status.COMPLETED} == {b"1"}
 
     async def test_of_a_transaction_and_an_upkeep_at_once_one_ends_the_attempt(self, storage: Storage) -> None:
         for _ in range(5):
