@@ -326,10 +326,22 @@ async def test_its_drivers_errors_go_to_the_caller(storage: SQLiteStorage, path:
 
 
 async def test_a_connection_of_another_thread_is_its_drivers_error(storage: SQLiteStorage, path: Path) -> None:
-    connection = await anyio.to_thread.run_sync(lambda: sqlite3.connect(path, check_same_thread=True))
+    opened: list[sqlite3.Connection] = []
+    there, used = threading.Event(), threading.Event()
+
+    def own() -> None:
+        with closing(sqlite3.connect(path)) as connection:
+            opened.append(connection)
+            there.set()
+            used.wait(SOON)
+
+    thread = threading.Thread(target=own)
+    thread.start()
+    assert there.wait(SOON)
     with pytest.raises(sqlite3.ProgrammingError, match="thread"):
-        await storage.insert([job()], connection=connection)
-    del connection
+        await storage.insert([job()], connection=opened[0])
+    used.set()
+    thread.join()
 
 
 @pytest.mark.parametrize("opens", [plain, begun, alchemy_session, alchemy_connection])
