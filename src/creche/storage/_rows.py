@@ -16,7 +16,6 @@ import msgspec
 from attrs import frozen
 
 from creche._job import (
-    FINISHED,
     AttemptError,
     DeadLetter,
     End,
@@ -24,8 +23,6 @@ from creche._job import (
     Failure,
     FollowUp,
     JobRecord,
-    NewJob,
-    On,
     Origin,
     Progress,
     QueueStats,
@@ -167,27 +164,6 @@ def origin(text: str | bytes | None) -> Origin | None:
         status=stored.status,
         error=None if error is None else Failure(type=error.type, message=error.message, traceback=error.traceback),
     )
-
-
-def follow_ups(record: JobRecord, callbacks: Iterable[FollowUp]) -> list[NewJob]:
-    """Return the jobs that follow one that is over: what follow_up.sql writes, for callbacks that come late."""
-    failed = record.status is Status.FAILED
-    ended = Origin(
-        job_id=record.id,
-        type=record.type,
-        queue_name=record.queue_name,
-        status=record.status,
-        error=record.last_error if failed else None,
-    )
-    return [each.after(ended, record.result) for each in callbacks if each.on.calls_for(record.status)]
-
-
-def called_for(status: Status) -> list[str]:
-    """Return the keys of the column `callbacks` that an end calls for."""
-    return [on.value for on in On if on.calls_for(status)]
-
-
-CALLED_FOR: Final = {status.value: called_for(status) for status in sorted(FINISHED)}
 
 
 # --- settlements ------------------------------------------------------------------------------------
