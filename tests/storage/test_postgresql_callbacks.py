@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final, LiteralString
 
 import anyio
@@ -10,8 +10,21 @@ import psycopg
 import pytest
 
 from creche._ids import new_job_id, new_nonce
-from creche._job import ERRORS_KEPT, Event, Failure, FollowUp, Insertion, Lease, NewJob, On, Settlement, Status
-from creche.storage._postgresql_calls import bare
+from creche._job import (
+    ERRORS_KEPT,
+    Event,
+    Failure,
+    FollowUp,
+    Insertion,
+    Lease,
+    NewJob,
+    On,
+    Retention,
+    Settlement,
+    Status,
+)
+from creche.storage._pool import TransientConflict
+from creche.storage._postgresql_calls import OwnRunner, bare
 from creche.storage._postgresql_documents import settlements_document
 from creche.storage._sql import load
 from creche.storage.postgresql import PostgreSQLStorage
@@ -300,3 +313,39 @@ async def test_a_poll_of_a_thousand_watched_jobs_writes_nothing_again(storage: P
         assert eye.execute(query).fetchone() == (1_000, 1, True)
     await storage.watch([], watcher="me", over=ids)
     assert eye.execute(query).fetchone() == (0, 0, None)
+
+
+async def test_what_the_first_trip_of_a_settle_has_ended_is_not_lost_when_the_second_is_run_again(
+    storage: PostgreSQLStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases: list[Lease] = []
+    for callbacks in ((), (follow_up(),)):
+        await storage.insert([NewJob(id=new_job_id(), type="work", payload=b"{}", callbacks=callbacks)])
+        leases.append((await storage.reserve(["default"], 1, lease=60, worker="w", nonce=new_nonce())).jobs[0].lease)
+    settle_all, trips = OwnRunner.rows, 0
+
+    async def alone(self: OwnRunner, name: str, parameters: dict[str, Any]) -> Any:
+        """Leave the job with callbacks to the second trip, as if they had come between the two."""
+        if name == "settle" and trips == 0:
+            end = settlements_document([Settlement(lease=leases[0], event=Event.SUCCEED, result=b"1")])
+            parameters = parameters | {"settlements": end}
+        return await settle_all(self, name, parameters)
+
+    together = OwnRunner.together
+
+    async def undone_once(self: OwnRunner, names: Sequence[str], parameters: dict[str, Any]) -> Any:
+        nonlocal trips
+        if names[0] == "settle":
+            trips += 1
+            if trips == 1:
+                await storage.maintain(10, retention=Retention(completed=0))
+                raise TransientConflict("a rival was in the way")
+        return await together(self, names, parameters)
+
+    monkeypatch.setattr(OwnRunner, "rows", alone)
+    monkeypatch.setattr(OwnRunner, "together", undone_once)
+    settled = await storage.settle([Settlement(lease=lease, event=Event.SUCCEED, result=b"1") for lease in leases])
+    assert trips == 2
+    assert set(await storage.find([lease.job_id for lease in leases])) == {leases[1].job_id}
+    assert settled.accepted == set(leases)
+    assert not settled.lost

@@ -324,3 +324,40 @@ def test_a_statement_is_a_whole_text_with_its_tables_in_full() -> None:
         "SELECT NULL, 1.5, convert_from(decode('272573', 'hex'), 'UTF8') "
         'FROM "my ""own""".creche_jobs AS j, creche_jobs_x -- 5 %'
     )
+
+
+@asynccontextmanager
+async def psycopg_sync_pipeline(dsn: str) -> AsyncGenerator[Any]:
+    with psycopg.connect(dsn) as connection, connection.pipeline():
+        yield connection
+
+
+@asynccontextmanager
+async def creches_own_pipeline(dsn: str) -> AsyncGenerator[Any]:
+    async with creches_own(dsn) as connection, connection.pipeline():
+        yield connection
+
+
+@pytest.mark.parametrize("opener", [psycopg_sync_pipeline, creches_own_pipeline])
+async def test_within_a_pipeline_of_the_callers_the_answers_are_those_that_come_without(
+    storage: PostgreSQLStorage, database: str, opener: Opener
+) -> None:
+    print_ = new_job_id().bytes * 2
+    callbacks = [FollowUp(id=new_job_id(), type="after", queue_name="q", head="{}") for _ in range(2)]
+    jobs = [
+        NewJob(id=new_job_id(), type="work", payload=b"{}"),
+        *(NewJob(id=new_job_id(), type="work", payload=b"{}", fingerprint=print_, callbacks=(c,)) for c in callbacks),
+    ]
+    async with opener(database) as handle:
+        result = handle.execute("SELECT 7")
+        cursor = result if isinstance(handle, psycopg.Connection) else await result
+        answers = await storage.insert(jobs, connection=handle)
+        assert [(each.job_id, each.inserted) for each in answers] == [
+            (jobs[0].id, True),
+            (jobs[1].id, True),
+            (jobs[1].id, False),
+        ]
+        row = cursor.fetchone() if isinstance(handle, psycopg.Connection) else await cursor.fetchone()
+        assert row == (7,)
+        assert not await storage.find([job.id for job in jobs])
+    assert set(await storage.find([job.id for job in jobs])) == {jobs[0].id, jobs[1].id}

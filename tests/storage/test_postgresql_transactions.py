@@ -237,6 +237,25 @@ async def test_nothing_that_a_handler_sets_is_there_for_the_next(
     assert len(set(pids)) == 1
 
 
+async def test_the_end_is_written_wherever_a_handlers_search_path_leads(storage: PostgreSQLStorage) -> None:
+    elsewhere = (
+        "SET search_path = pg_catalog",
+        "SET LOCAL search_path = pg_catalog",
+        "CREATE TEMPORARY TABLE creche_jobs (id integer)",
+        "CREATE TEMPORARY TABLE creche_watches (id integer)",
+        "CREATE TEMPORARY TABLE creche_dead_letters (id integer)",
+    )
+    for statement in elsewhere:
+        lease = await hold(
+            storage, callbacks=(FollowUp(id=(after := new_job_id()), type="after", queue_name="q", head="{}"),)
+        )
+        async with storage.transaction() as transaction:
+            await transaction.connection.execute(statement)
+            assert await transaction.settle(done(lease))
+        assert await status(storage, lease) is Status.COMPLETED
+        assert await storage.find([after])
+
+
 async def test_long_transactions_keep_no_call_waiting_and_a_turn_is_waited_for(
     postgresql_dsn: str, storage: PostgreSQLStorage
 ) -> None:

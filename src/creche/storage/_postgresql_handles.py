@@ -31,7 +31,7 @@ _IN_TRANSACTION: Final = (
     "a connection in a transaction: each statement of this one is committed by itself, and a dispatch may take several"
 )
 _PLACEHOLDER: Final = re.compile(r"%\((\w+)\)s")
-_TABLE: Final = re.compile(r"\bcreche_(?:jobs|watches)\b")
+_TABLE: Final = re.compile(r"\bcreche_(?:jobs|dead_letters|watches)\b")
 
 
 def through(handle: object) -> Run:
@@ -58,18 +58,25 @@ def through(handle: object) -> Run:
     return run
 
 
-# Cursors of our own: the caller's connection may make some that give dicts, or that take other placeholders.
+# Cursors of our own: the caller's connection may make some that give dicts, or that take other placeholders. Within a
+# pipeline of the caller's an answer has to be asked for.
 
 
 async def _psycopg(connection: Any, text: str) -> Ran:
     async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
         await cursor.execute(text.encode())
+        if connection.pgconn.pipeline_status:
+            async with connection.pipeline() as pipeline:
+                await pipeline.sync()
         return Ran(await cursor.fetchall() if cursor.description else [], cursor.rowcount)
 
 
 async def _psycopg_sync(connection: Any, text: str) -> Ran:
     with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
         cursor.execute(text.encode())
+        if connection.pgconn.pipeline_status:
+            with connection.pipeline() as pipeline:
+                pipeline.sync()
         return Ran(cursor.fetchall() if cursor.description else [], cursor.rowcount)
 
 
@@ -105,9 +112,14 @@ def rendered(text: str, parameters: Mapping[str, Any], *, schema: str) -> str:
     Strings go into it as hexadecimal digits, so that neither a setting of the session nor a driver that looks for
     placeholders can read them otherwise than they are.
     """
-    home = '"' + schema.replace('"', '""') + '"'
-    text = _TABLE.sub(lambda table: f"{home}.{table[0]}", text)
+    text = named_in_full(text, schema=schema)
     return _PLACEHOLDER.sub(lambda name: _literal(parameters[name[1]]), text).replace("%%", "%")
+
+
+def named_in_full(text: str, *, schema: str) -> str:
+    """Return a statement, its placeholders as they were, that means the queue's tables whatever the search_path is."""
+    home = '"' + schema.replace('"', '""').replace("%", "%%") + '"'
+    return _TABLE.sub(lambda table: f"{home}.{table[0]}", text)
 
 
 def _literal(value: Any) -> str:

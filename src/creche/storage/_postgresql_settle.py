@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from attrs import frozen
+from attrs import field, frozen
 
 from creche._job import ERRORS_KEPT, WAKE_HORIZON, Lease, Settlement
 from creche.storage._postgresql_calls import Row, Runner
@@ -19,39 +19,47 @@ from creche.storage._postgresql_documents import by_lease, leases_document, sett
 class Ended:
     """Leases whose attempt was ended now or, by themselves, `before`; and the names of who is to be woken."""
 
-    written: frozenset[Lease]
-    before: frozenset[Lease]
-    woken: frozenset[str]
+    written: set[Lease] = field(factory=set[Lease])
+    before: set[Lease] = field(factory=set[Lease])
+    woken: set[str] = field(factory=set[str])
 
 
-async def end_attempts(runner: Runner, settlements: Sequence[Settlement], *, now: datetime | None) -> Ended:
-    """Write settlements; see `Storage.settle`."""
+async def end_attempts(
+    runner: Runner, settlements: Sequence[Settlement], ended: Ended, *, now: datetime | None
+) -> None:
+    """Write settlements; see `Storage.settle`.
+
+    Args:
+        runner: where.
+        settlements: which.
+        ended: what is noted as written here is not asked about again: whoever runs this again, for a rival was in the
+            way of the second trip, would find it lost if somebody has touched or pruned it since.
+        now: stands in for the database's clock.
+    """
+    left = [settlement for settlement in settlements if settlement.lease not in ended.written]
     parameters = {
-        "settlements": settlements_document(settlements),
+        "settlements": settlements_document(left),
         "kept": ERRORS_KEPT,
         "horizon": WAKE_HORIZON,
         "now": now,
     }
-    written, woken = _noted(await runner.rows("settle", parameters))
-    left = [settlement for settlement in settlements if settlement.lease not in written]
+    _note(await runner.rows("settle", parameters), ended)
+    left = [settlement for settlement in left if settlement.lease not in ended.written]
     if not left:
-        return Ended(written, frozenset(), woken)
+        return
     leases = [settlement.lease for settlement in left]
     parameters |= {
         "settlements": settlements_document(left, followed=True),
         "ids": sorted(lease.job_id for lease in leases),
         "leases": leases_document(leases),
     }
-    ended, followed, over = await runner.together(("settle", "follow_up", "settled_before"), parameters)
-    later, more = _noted(ended)
-    return Ended(
-        written=written | later,
-        before=frozenset(by_lease(over)) - written - later,
-        woken=woken.union(more, (name for (name,) in followed)),
-    )
+    answer, followed, over = await runner.together(("settle", "follow_up", "settled_before"), parameters)
+    _note(answer, ended)
+    ended.before.update(by_lease(over).keys() - ended.written)
+    ended.woken.update(name for (name,) in followed)
 
 
-def _noted(answer: Sequence[Row]) -> tuple[frozenset[Lease], frozenset[str]]:
-    """Return a settle's leases, and whom it wakes."""
-    leases = frozenset(by_lease(row for row in answer if row[0] is not None))
-    return leases, frozenset(row[3] for row in answer if row[3] is not None)
+def _note(answer: Sequence[Row], ended: Ended) -> None:
+    """Note a settle's leases, and whom it wakes."""
+    ended.written.update(by_lease(row for row in answer if row[0] is not None))
+    ended.woken.update(row[3] for row in answer if row[3] is not None)

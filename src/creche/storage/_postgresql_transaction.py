@@ -19,7 +19,8 @@ from creche._job import Settlement
 from creche.errors import QueueNotOpen, StatementRejected, StorageUnavailable, UsageError
 from creche.storage._pool import Pool
 from creche.storage._postgresql_calls import Link, OwnRunner
-from creche.storage._postgresql_settle import end_attempts
+from creche.storage._postgresql_handles import named_in_full
+from creche.storage._postgresql_settle import Ended, end_attempts
 from creche.storage._psycopg import FAREWELL, PsycopgDriver, translated
 
 _ABORTED: Final = (
@@ -39,6 +40,7 @@ class _Lending:
 
     pool: Pool[Link]
     turns: anyio.Semaphore
+    sql: Mapping[str, bytes]
 
 
 class Transactions:
@@ -58,10 +60,13 @@ class Transactions:
         self._timeout = timeout
         self._lending: _Lending | None = None
 
-    def open(self) -> None:
-        """Allow transactions. Nothing is connected to yet."""
+    def open(self, schema: str) -> None:
+        """Allow transactions, in which the queue's tables stand in this schema: a handler's search_path may lead
+        elsewhere. Nothing is connected to yet.
+        """
         pool = Pool(self._driver, size=self._size, timeout=self._timeout)
-        self._lending = _Lending(pool, anyio.Semaphore(self._size))
+        sql = {name: named_in_full(text.decode(), schema=schema).encode() for name, text in self._sql.items()}
+        self._lending = _Lending(pool, anyio.Semaphore(self._size), sql)
 
     async def aclose(self) -> None:
         """Close what is idle now, and what is in use when it comes back."""
@@ -80,7 +85,7 @@ class Transactions:
             block = connection.transaction()
             with self._bounded(connection):
                 await block.__aenter__()
-            transaction = PostgreSQLTransaction(connection, self._sql, self._bounded)
+            transaction = PostgreSQLTransaction(connection, lending.sql, self._bounded)
             try:
                 yield transaction
                 transaction.check()
@@ -157,6 +162,6 @@ class PostgreSQLTransaction:
         self.check()
         self._connection.forget()  # the handler may have asked for rows of another shape
         with self._bounded(self._connection):
-            ended = await end_attempts(self._runner, [settlement], now=now)
+            await end_attempts(self._runner, [settlement], ended := Ended(), now=now)
         self.woken.update(ended.woken)
         return settlement.lease in ended.written

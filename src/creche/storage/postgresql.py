@@ -144,7 +144,7 @@ class PostgreSQLStorage:
             raise StorageUnavailable(f"{self._name}: PostgreSQL gave no answer in {self._calls.timeout:g} s")
         channel = channel_name(schema)
         self._calls.open()
-        self._transactions.open()
+        self._transactions.open(schema)
         say = partial(self._notify, channel)
         wakes = await Wakes.open(say, pause=NOTIFY_PAUSE, server=self._driver.server, timeout=self._calls.timeout)
         self._opened = _Opened(channel, schema, say, wakes)
@@ -263,12 +263,14 @@ class PostgreSQLStorage:
         """See `Storage.settle`."""
         given = frozenset(settlement.lease for settlement in settlements)
 
-        async def work(connection: Link) -> Ended:
-            return await end_attempts(OwnRunner(connection, self._sql), settlements, now=now)
+        ended = Ended()
 
-        ended = await self._run(settlements, work, Ended(frozenset(), frozenset(), frozenset()))
+        async def work(connection: Link) -> None:
+            await end_attempts(OwnRunner(connection, self._sql), settlements, ended, now=now)
+
+        await self._run(settlements, work, None)
         self._wake(ended.woken)
-        accepted = ended.written | ended.before
+        accepted = frozenset(ended.written | ended.before)
         return Settled(accepted=accepted, lost=given - accepted)
 
     # --- upkeep -------------------------------------------------------------------------------------
