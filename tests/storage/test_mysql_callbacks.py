@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from typing import Any, Final
 
@@ -29,9 +29,10 @@ from creche._job import (
     Status,
 )
 from creche.storage._asyncmy import Answer, Connection
-from creche.storage._mysql_calls import BEGIN
+from creche.storage._mysql_calls import BEGIN, together
 from creche.storage._mysql_ends import settling
 from creche.storage._mysql_literals import clock
+from creche.storage._pool import TransientConflict
 from creche.storage.mysql import MySQLStorage
 from creche.testing.servers import connect_mysql
 from databases import empty_database
@@ -388,3 +389,28 @@ async def test_within_a_batch_a_result_answers_until_somebody_refreshes_it(stora
     assert [row.id for row in await rows(storage)] == [callback.id]
     (again,) = await storage.insert([job(fingerprint=PRINT, refresh=True)])
     assert again.job_id == fresh.id, "an active job goes on answering"
+
+
+async def test_what_the_first_trip_of_a_settle_has_ended_is_not_lost_when_the_second_is_run_again(
+    storage: MySQLStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases: list[Lease] = []
+    for each in (job(), job(follow_up())):
+        await storage.insert([each])
+        leases.append(await taken(storage))
+    trips = 0
+
+    async def undone_once(connection: Connection, statements: Sequence[str]) -> list[Answer]:
+        nonlocal trips
+        trips += 1
+        if trips == 2:
+            await storage.maintain(10, retention=Retention(completed=0))
+            raise TransientConflict("a rival was in the way")
+        return await together(connection, statements)
+
+    monkeypatch.setattr("creche.storage.mysql.together", undone_once)
+    settled = await storage.settle([Settlement(lease=lease, event=Event.SUCCEED, result=b"1") for lease in leases])
+    assert trips == 4
+    assert set(await storage.find([lease.job_id for lease in leases])) == {leases[1].job_id}
+    assert settled.accepted == set(leases)
+    assert not settled.lost

@@ -289,6 +289,19 @@ async def test_what_a_handler_sets_is_gone_with_its_block(storage: MySQLStorage)
             await connection.execute("USE information_schema")
 
 
+async def test_the_end_is_exact_and_at_home_whatever_a_handler_set(storage: MySQLStorage) -> None:
+    for statement in ("SET NAMES latin1", "SET character_set_client = gbk", "USE mysql", "SET sql_safe_updates = 1"):
+        callback = FollowUp(id=new_job_id(), type="next", queue_name="after", head='["\u00e4", ', tail="]")
+        lease = await reserved(storage, callbacks=(callback,))
+        result = '"\u00e4\u20ac\U0001f423"'.encode()
+        async with storage.transaction() as transaction:
+            await transaction.connection.execute(statement)
+            assert await transaction.settle(Settlement(lease=lease, event=Event.SUCCEED, result=result))
+        found = await storage.find([lease.job_id, callback.id])
+        assert found[lease.job_id].result == result
+        assert found[callback.id].payload == '["\u00e4", '.encode() + result + b"]"
+
+
 # --- parameters and rows ----------------------------------------------------------------------------
 
 

@@ -28,6 +28,12 @@ __all__ = ["Cursor", "MySQLTransaction", "TransactionConnection"]
 
 Parameters: TypeAlias = "Sequence[object] | Mapping[str, object]"
 
+# What a handler may have set, and would change what our statements mean, or have them refused.
+OURS: Final = (
+    "SET character_set_client = 'utf8mb4', character_set_results = 'utf8mb4', collation_connection = 'utf8mb4_bin', "
+    "sql_safe_updates = 0"
+)
+
 # Seconds that a rollback may take; then the connection is cut, and the server rolls back by itself.
 ROLLBACK: Final = 2.0
 
@@ -141,27 +147,31 @@ class MySQLTransaction:
         woken: whom to wake when this is committed.
     """
 
-    def __init__(self, connection: Connection, *, render: Render, timeout: float) -> None:
+    def __init__(self, connection: Connection, *, render: Render, timeout: float, database: str) -> None:
         self.connection: Final = TransactionConnection(connection)
         self.woken: Final[set[str]] = set()
         self._raw = connection
         self._render = render
         self._timeout = timeout
+        self._home = [OURS, f"USE `{database.replace('`', '``')}`"]
 
     @classmethod
     @asynccontextmanager
-    async def begun(cls, connection: Connection, *, render: Render, timeout: float) -> AsyncGenerator[Self]:
+    async def begun(
+        cls, connection: Connection, *, render: Render, timeout: float, database: str
+    ) -> AsyncGenerator[Self]:
         """Begin a transaction, and end it with the block.
 
         Args:
             connection: in none.
             render: puts literals into statements.
             timeout: seconds for each of our own words: the first, the end of the attempt, the commit.
+            database: where the queue's tables stand, wherever the handler went.
 
         Raises:
             StorageUnavailable: no answer; if it is the commit's, nobody knows its outcome.
         """
-        transaction = cls(connection, render=render, timeout=timeout)
+        transaction = cls(connection, render=render, timeout=timeout, database=database)
         # A handler's own statements may take as long as its lease lasts.
         limit = "max_statement_time" if connection.server.mariadb else "max_execution_time"
         await transaction._send([f"SET SESSION {limit} = 0", BEGIN])
@@ -178,7 +188,7 @@ class MySQLTransaction:
         self.connection.check()
         statements = settling(self._render, [settlement], now=clock(now), most=self._raw.max_allowed_packet)
         try:
-            answers = await self._send(statements)
+            answers = (await self._send([*self._home, *statements]))[len(self._home) :]
         except StorageError as error:
             self.connection.spoilt = error
             raise

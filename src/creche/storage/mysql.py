@@ -312,20 +312,27 @@ class MySQLStorage:
             return Settled(accepted=given, lost=given)
         moment = clock(now)
 
-        async def work(connection: Connection) -> tuple[frozenset[Lease], set[str]]:
+        accepted, woken = set[Lease](), set[str]()
+
+        async def work(connection: Connection) -> None:
             most = connection.max_allowed_packet
-            answers = await together(connection, ending(self._render, settlements, now=moment, most=most))
-            accepted, left, woken = ended(answers[-1].rows)
+            # Run again, for a rival was in the way of the second trip, it asks no more of what the first one has ended:
+            # somebody may have touched or pruned that since, and it would seem to be lost.
+            rest = [settlement for settlement in settlements if settlement.lease not in accepted]
+            answers = await together(connection, ending(self._render, rest, now=moment, most=most))
+            early, left, told = ended(answers[-1].rows)
+            accepted.update(early)
+            woken.update(told)
             if left:
-                rest = [settlement for settlement in settlements if settlement.lease in left]
+                rest = [settlement for settlement in rest if settlement.lease in left]
                 answers = await together(connection, settling(self._render, rest, now=moment, most=most, surely=True))
                 late, told = settled([answer.rows for answer in answers], surely=True)
-                accepted, woken = accepted | late, woken | told
-            return accepted, woken
+                accepted.update(late)
+                woken.update(told)
 
-        accepted, woken = await self._calls.run(work)
+        await self._calls.run(work)
         self._wake(woken)
-        return Settled(accepted=accepted, lost=given - accepted)
+        return Settled(accepted=frozenset(accepted), lost=given - accepted)
 
     # --- upkeep -------------------------------------------------------------------------------------
 
@@ -414,7 +421,9 @@ class MySQLStorage:
             if connection.lent:
                 await self._made_ours(connection)
             connection.lent = True
-            begun = MySQLTransaction.begun(connection, render=self._render, timeout=self._calls.timeout)
+            begun = MySQLTransaction.begun(
+                connection, render=self._render, timeout=self._calls.timeout, database=self._address.database
+            )
             async with begun as transaction:
                 yield transaction
         self._wake(transaction.woken)
