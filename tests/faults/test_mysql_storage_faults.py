@@ -681,7 +681,9 @@ async def test_a_settle_that_overtakes_its_own_first_sending_is_accepted(dsn: st
         with closing(connect_mysql(dsn, autocommit=False)) as first, closing(connect_mysql(dsn)) as raw:
             document = rows.joined(rows.settlement_elements([settlement]))
             ask(first, "SET sql_mode = CONCAT(@@sql_mode, ',NO_BACKSLASH_ESCAPES')")
-            ask(first, render(SQL["settle"], {"settlements": document, "kept": 20, "now": clock(T0)}))
+            ask(
+                first, render(SQL["settle"], {"settlements": document, "kept": 20, "followed": False, "now": clock(T0)})
+            )
             async with anyio.create_task_group() as sending:
                 sending.start_soon(again)
                 await waiting(raw)
