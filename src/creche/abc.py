@@ -256,7 +256,10 @@ class Storage(Protocol):
         ...
 
     async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
-        """End attempts, in one transaction; each lease at most once in a batch.
+        """End attempts, each in one transaction with all that follows from it; each lease at most once in a batch.
+
+        A batch may be ended in two transactions, jobs that have callbacks in the second: what is cut off in between is
+        held still, and sent again.
 
         The states that follow are `creche._lifecycle.TRANSITIONS`. RELEASE and SNOOZE restore the attempt; a
         released job stands in its queue where it stood. RETRY, FAIL and DISCARD keep the error (of a job, the
