@@ -63,12 +63,9 @@ def _target(target: object) -> Followable | str:
     return target
 
 
-def _names(value: object) -> Iterable[object]:
-    return cast("Mapping[object, object]", value).keys() if isinstance(value, Mapping) else [None]
-
-
 def _arguments(arguments: object) -> Mapping[str, object]:
-    if not all(isinstance(name, str) for name in _names(arguments)):
+    names = cast("Mapping[object, object]", arguments) if isinstance(arguments, Mapping) else [None]
+    if not all(isinstance(name, str) for name in names):
         raise OptionInvalid("arguments", arguments, "a mapping of parameters' names to values")
     return cast("Mapping[str, object]", arguments)
 

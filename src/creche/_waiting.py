@@ -18,7 +18,7 @@ from attrs import define, field
 from creche._ids import new_watcher_name
 from creche._job import WATCH_LIMIT, End
 from creche._patience import ANSWER, Patience, answered_within
-from creche._wake import Listening
+from creche._wake import Bell, Listening
 from creche.abc import Storage
 from creche.errors import QueueNotOpen, StatementRejected, StorageError
 
@@ -38,25 +38,6 @@ class _Waiter:
     error: Exception | None = None
 
 
-class _Bell:
-    """Rung when a job may be over, or when somebody begins to wait."""
-
-    def __init__(self) -> None:
-        self.listening = False
-        self._rung = anyio.Event()
-
-    def ring(self) -> None:
-        self._rung.set()
-
-    def answer(self) -> None:
-        """Call before looking: whoever rings from now on is heard by the next `wait`."""
-        self._rung = anyio.Event()
-
-    async def wait(self, at_most: float) -> None:
-        with anyio.move_on_after(at_most):
-            await self._rung.wait()
-
-
 class Waiters:
     """Everybody who waits, by job."""
 
@@ -64,7 +45,7 @@ class Waiters:
         self._storage = storage
         self._waiters: dict[UUID, set[_Waiter]] = {}
         self._interval = _SOON
-        self._bell = _Bell()
+        self._bell = Bell()
         self._name = new_watcher_name()
         self._worth_listening = anyio.Event()
         self._listening: anyio.CancelScope | None = None
@@ -125,7 +106,7 @@ class Waiters:
             if not self._waiters:
                 await self._wait_for_somebody()
                 continue
-            await self._bell.wait(self._interval)
+            await self._bell.rung_within(self._interval)
             await anyio.sleep_until(looked + _BETWEEN)
             self._interval = min(_HEARING if self._bell.listening else _SELDOM, self._interval * 1.5)
             if self._interval >= _LONG:
@@ -133,13 +114,13 @@ class Waiters:
 
     async def _wait_for_somebody(self) -> None:
         if self._worth_listening.is_set():
-            await self._bell.wait(_LINGER)
+            await self._bell.rung_within(_LINGER)
             if not self._waiters:
                 self._worth_listening = anyio.Event()
                 if self._listening is not None:
                     self._listening.cancel()
         else:
-            await self._bell.wait(math.inf)
+            await self._bell.rung_within(math.inf)
 
     async def _listen(self) -> None:
         while True:

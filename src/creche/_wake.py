@@ -9,7 +9,7 @@ import logging
 import math
 import random
 from collections.abc import Collection
-from typing import Final, Protocol
+from typing import Final
 
 import anyio
 
@@ -24,7 +24,28 @@ _STEADY: Final = 5.0  # seconds that a listener must have lived for its end to b
 _HEARING_AGAIN: Final = 60.0  # seconds until a storage that heard nothing is asked to listen once more
 
 
-class Doorbell:
+class Bell:
+    """Rung by whoever has news, and by wakes; `listening` says whether any are heard."""
+
+    def __init__(self) -> None:
+        self._rung = anyio.Event()
+        self.listening = False
+
+    def ring(self) -> None:
+        """There may be something to look at now."""
+        self._rung.set()
+
+    def answer(self) -> None:
+        """Call before looking: whoever rings from now on is heard by the next wait."""
+        self._rung = anyio.Event()
+
+    async def rung_within(self, seconds: float) -> None:
+        """Wait for a ring, but no longer than `seconds`."""
+        with anyio.move_on_after(seconds):
+            await self._rung.wait()
+
+
+class Doorbell(Bell):
     """Rung by whoever knows of work; waited for by the reserver.
 
     Args:
@@ -32,18 +53,9 @@ class Doorbell:
     """
 
     def __init__(self, poll_interval: float) -> None:
+        super().__init__()
         self._poll_interval = poll_interval
         self._quiet = _EAGER
-        self._rung = anyio.Event()
-        self.listening = False
-
-    def ring(self) -> None:
-        """There may be work now."""
-        self._rung.set()
-
-    def answer(self) -> None:
-        """Call before looking: whoever rings from now on is heard by the next `wait`."""
-        self._rung = anyio.Event()
 
     def found_work(self) -> None:
         """More work tends to follow work: where nobody rings, look again soon."""
@@ -56,8 +68,7 @@ class Doorbell:
         else:
             patience = min(self._poll_interval, self._quiet)
             self._quiet = min(self._poll_interval, self._quiet * 1.5)
-        with anyio.move_on_after(patience * random.uniform(0.9, 1.1)):  # noqa: S311 - spreads polls
-            await self._rung.wait()
+        await self.rung_within(patience * random.uniform(0.9, 1.1))  # noqa: S311 - spreads polls
 
 
 class Alarm:
@@ -84,16 +95,6 @@ class Alarm:
             self._moved = anyio.Event()
             with anyio.move_on_after(left):
                 await self._moved.wait()
-
-
-class Bell(Protocol):
-    """What is rung when a wake is heard; it knows whether any will be."""
-
-    listening: bool
-
-    def ring(self) -> None:
-        """A wake was heard, or may have been missed."""
-        ...
 
 
 class Listening:
