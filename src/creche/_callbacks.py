@@ -12,7 +12,6 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, cast, runtime_check
 
 from attrs import evolve, field, frozen
 
-from creche._ids import new_job_id
 from creche._job import CALLBACK_LIMIT, CHAIN_LIMIT, FollowUp, On
 from creche.errors import OptionInvalid
 
@@ -22,25 +21,12 @@ _RULE: Final = "a sequence of callbacks, tasks, calls and job types, and of sequ
 _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 
 
-@frozen(kw_only=True)
-class Recipe:
-    """A callback that is ready to be recorded, but for its id; see `FollowUp`."""
-
-    type: str
-    queue_name: str
-    priority: int
-    max_attempts: int
-    on: On
-    head: str
-    tail: str | None
-
-
 @runtime_checkable
 class Followable(Protocol):
     """What can be a callback: a task, a task with options, a call."""
 
-    def recipe(self, on: On | None, arguments: Mapping[str, object]) -> Recipe:
-        """Return what to record.
+    def follow_up(self, on: On | None, arguments: Mapping[str, object]) -> FollowUp:
+        """Return what to record, under a new id.
 
         Args:
             on: after which end; None leaves it to the task.
@@ -63,10 +49,9 @@ def _target(target: object) -> Followable | str:
     return target
 
 
-def _arguments(arguments: object) -> Mapping[str, object]:
-    names = cast("Mapping[object, object]", arguments) if isinstance(arguments, Mapping) else [None]
-    if not all(isinstance(name, str) for name in names):
-        raise OptionInvalid("arguments", arguments, "a mapping of parameters' names to values")
+def _arguments(arguments: Any) -> Mapping[str, object]:
+    if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in cast("Any", arguments)):
+        raise OptionInvalid("arguments", cast("Any", arguments), "a mapping of parameters' names to values")
     return cast("Mapping[str, object]", arguments)
 
 
@@ -125,22 +110,9 @@ def _sequence(value: object) -> Sequence[object]:
     return cast("Sequence[object]", value)
 
 
-def record(chains: Iterable[Chain], recipe: Callable[[Callback], Recipe]) -> tuple[FollowUp, ...]:
+def record(chains: Iterable[Chain], follow_up: Callable[[Callback], FollowUp]) -> tuple[FollowUp, ...]:
     """Return callbacks as a job keeps them, under new ids that rise in the order given."""
-    return tuple(_nest([_follow_up(recipe(link)) for link in chain]) for chain in chains)
-
-
-def _follow_up(recipe: Recipe) -> FollowUp:
-    return FollowUp(
-        id=new_job_id(),
-        type=recipe.type,
-        queue_name=recipe.queue_name,
-        priority=recipe.priority,
-        max_attempts=recipe.max_attempts,
-        on=recipe.on,
-        head=recipe.head,
-        tail=recipe.tail,
-    )
+    return tuple(_nest([follow_up(link) for link in chain]) for chain in chains)
 
 
 def _nest(links: Sequence[FollowUp]) -> FollowUp:

@@ -10,13 +10,15 @@ from typing import Any, Final, Generic, TypeVar, cast
 import msgspec
 from attrs import evolve, field, fields, frozen
 
-from creche._callbacks import Callbacks, Chain, Recipe, check_callbacks
+from creche._callbacks import Callbacks, Chain, check_callbacks
+from creche._ids import new_job_id
 from creche._job import (
     DEFAULT_MAX_ATTEMPTS,
     DEFAULT_QUEUE,
     KEY_LIMIT,
     MAX_ATTEMPTS_LIMIT,
     PRIORITY_LIMIT,
+    FollowUp,
     On,
     check_aware,
     check_boolean,
@@ -124,14 +126,14 @@ class Call(Generic[R_co]):
         """What the handler's result is decoded as."""
         return self._returns
 
-    def recipe(self, on: On | None, arguments: Mapping[str, object]) -> Recipe:
+    def follow_up(self, on: On | None, arguments: Mapping[str, object]) -> FollowUp:
         """Return this call as a callback: it has its arguments, and gets no result."""
         if arguments:
             raise OptionInvalid("arguments", dict(arguments), "a call has its arguments already")
-        return make_recipe(self.type, self.options, on or On.SUCCESS, (self.payload.decode(), None))
+        return make_follow_up(self.type, self.options, on or On.SUCCESS, (self.payload.decode(), None))
 
 
-def make_recipe(type: str, options: Options, on: On, payload: tuple[str, str | None]) -> Recipe:
+def make_follow_up(type: str, options: Options, on: On, payload: tuple[str, str | None]) -> FollowUp:
     """Return a callback that is a job with these options, or raise OptionInvalid for one that it can't observe.
 
     Args:
@@ -145,7 +147,8 @@ def make_recipe(type: str, options: Options, on: On, payload: tuple[str, str | N
             raise OptionInvalid(name, getattr(options, name), f"none: {type!r} is a callback, and runs at once")
     filled = options.over(DEFAULTS)
     head, tail = payload
-    return Recipe(
+    return FollowUp(
+        id=new_job_id(),
         type=type,
         queue_name=filled.queue or DEFAULT_QUEUE,
         priority=filled.priority or 0,

@@ -13,11 +13,12 @@ from uuid import UUID
 from attrs import evolve
 
 from creche import _waiting
-from creche._callbacks import Callback, Callbacks, Recipe, When, record
-from creche._calls import DEFAULTS, Call, Options, around_result, encode_payload, make_options, make_recipe
+from creche._callbacks import Callback, Callbacks, When, record
+from creche._calls import DEFAULTS, Call, Options, around_result, encode_payload, make_follow_up, make_options
 from creche._ids import new_job_id
 from creche._job import (
     End,
+    FollowUp,
     JobFilter,
     JobRecord,
     NewJob,
@@ -281,21 +282,21 @@ class Queue:
         if type not in self._foreign and len(self.tasks) and (near or queue is None):
             raise UnknownType(type, near)
 
-    def _recipe(self, callback: Callback) -> Recipe:
+    def _follow_up(self, callback: Callback) -> FollowUp:
         target = callback.target
         if not isinstance(target, str):
-            return target.recipe(callback.on, callback.arguments)
+            return target.follow_up(callback.on, callback.arguments)
         name = check_name("type", target)
         if name in self.tasks:
             task: Task[..., Any] = self.tasks.get(name)
-            return task.recipe(callback.on, callback.arguments)
+            return task.follow_up(callback.on, callback.arguments)
         self._check_foreign(name, None)
         try:
             given = to_plain(dict(callback.arguments))
         except Refused as refused:
             raise PayloadInvalid(refused.reason, path=refused.path, type=name) from None
         payload = around_result(self._serializer, given, None if "result" in given else "result", name)
-        return make_recipe(name, Options(), callback.on or On.SUCCESS, payload)
+        return make_follow_up(name, Options(), callback.on or On.SUCCESS, payload)
 
     def _new_job(self, call: Call[Any]) -> NewJob:
         options = call.options.over(DEFAULTS)
@@ -316,7 +317,7 @@ class Queue:
             fingerprint=self._fingerprint(call.type, call.arguments) if options.single_flight else None,
             result_ttl=options.result_ttl,
             refresh=bool(options.refresh),
-            callbacks=record(options.callbacks or (), self._recipe),
+            callbacks=record(options.callbacks or (), self._follow_up),
         )
 
     # --- afterwards ---------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVa
 from attrs import frozen
 
 from creche._attempt import Job, current_job
-from creche._callbacks import Callbacks, Recipe, When, check_on
-from creche._calls import Call, Options, around_result, encode_payload, make_options, make_recipe
-from creche._job import DEFAULT_QUEUE, On, check_name
+from creche._callbacks import Callbacks, When, check_on
+from creche._calls import Call, Options, around_result, encode_payload, make_follow_up, make_options
+from creche._job import DEFAULT_QUEUE, FollowUp, On, check_name
 from creche._payload import Refused, to_plain
 from creche._receipt import Receipt
 from creche._signature import Signature
@@ -168,16 +168,16 @@ class Task(Generic[P, R]):
         """Send one of its calls."""
         return await self._home.dispatcher.dispatch_call(call)
 
-    def recipe(self, on: On | None, arguments: Mapping[str, object]) -> Recipe:
+    def follow_up(self, on: On | None, arguments: Mapping[str, object]) -> FollowUp:
         """Return this task as a callback; see `Callback`."""
-        return self.recipe_with(Options(), on, arguments)
+        return self.follow_up_with(Options(), on, arguments)
 
-    def recipe_with(self, options: Options, on: On | None, arguments: Mapping[str, object]) -> Recipe:
+    def follow_up_with(self, options: Options, on: On | None, arguments: Mapping[str, object]) -> FollowUp:
         """Return this task as a callback, with options over its own."""
         on = on or self.on or On.SUCCESS
         given, result = self.signature.around_result(arguments, nullable=on is not On.SUCCESS)
         payload = around_result(self._home.dispatcher.serializer, given, result, self.type)
-        return make_recipe(self.type, options.over(self.defaults), on, payload)
+        return make_follow_up(self.type, options.over(self.defaults), on, payload)
 
 
 class AsyncTask(Task[P, R]):
@@ -220,9 +220,9 @@ class Prepared(Generic[P, R]):
         """Return the dispatch without sending it; see `Task.call`."""
         return self._task.make_call(self._options, args, kwargs)
 
-    def recipe(self, on: On | None, arguments: Mapping[str, object]) -> Recipe:
+    def follow_up(self, on: On | None, arguments: Mapping[str, object]) -> FollowUp:
         """Return this task as a callback; see `Callback`."""
-        return self._task.recipe_with(self._options, on, arguments)
+        return self._task.follow_up_with(self._options, on, arguments)
 
 
 class TaskDecorator:
