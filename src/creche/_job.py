@@ -27,6 +27,8 @@ WAKE_HORIZON: Final = 30.0  # seconds: whatever becomes due sooner wakes listene
 CALLBACK_LIMIT: Final = 100  # per dispatch
 CHAIN_LIMIT: Final = 8  # links: each is a level of JSON more, and MariaDB reads no more than 31
 MESSAGE_LIMIT: Final = 500  # characters of what a handler says about its progress
+WORKER_NAME_LIMIT: Final = 50  # bytes: host, pid and a random part come after it, and the whole is a name to wake by
+RATE_WINDOW: Final = 60.0  # seconds
 WATCH_LIMIT: Final = 3_600.0  # seconds after which a watch that was not repeated may be forgotten
 DELAY_LIMIT: Final = 100 * 365 * 86_400.0  # a century: beyond it some engine's dates overflow
 
@@ -512,12 +514,108 @@ class JobFilter:
 
 @frozen(kw_only=True)
 class QueueStats:
-    """How many jobs of one queue stand in which state.
+    """How one queue stands.
 
     Attributes:
+        counts: how many jobs are in which state; a state that no job is in is not named.
         oldest_ready: seconds that the oldest ready job has been due; None if none is ready.
+        finished: how many jobs came to an end within the last RATE_WINDOW seconds, and are still there.
+        paused_at: since when it is paused, UTC; None if it is not.
+        retention: how long its finished jobs are kept, if it has a retention of its own.
     """
 
     queue_name: str
     counts: dict[Status, int]
     oldest_ready: float | None
+    finished: int = 0
+    paused_at: datetime | None = None
+    retention: Retention | None = None
+
+
+# --- who works, and what is wrong -------------------------------------------------------------------
+
+
+class WorkerState(StrEnum):
+    """What a worker does at this moment. `quiet` reserves nothing more, and stays; `stopping` ends soon."""
+
+    RUNNING = "running"
+    QUIET = "quiet"
+    STOPPING = "stopping"
+
+
+@frozen(kw_only=True)
+class Presence:
+    """What a worker says of itself.
+
+    Attributes:
+        name: of this start of this worker; what `locked_by` says of its jobs.
+        backend: the event loop that it runs on: asyncio or trio.
+        version: of creche.
+        queues: names, in the order in which they are served.
+        concurrency: how many jobs it runs at once.
+    """
+
+    name: str = field(validator=_name())
+    host: str
+    pid: int
+    backend: str
+    version: str
+    queues: tuple[str, ...]
+    concurrency: int
+    state: WorkerState = WorkerState.RUNNING
+
+
+@frozen(kw_only=True)
+class RunningJob:
+    """A job in a worker's hands.
+
+    Attributes:
+        lease_left: seconds until its lease runs out, by the database's clock; negative if it has.
+    """
+
+    job_id: UUID
+    queue_name: str
+    type: str
+    attempt: int
+    lease_left: float
+    progress: Progress | None = None
+
+
+@frozen(kw_only=True)
+class WorkerRecord:
+    """A live worker, as people and dashboards see it. Times are UTC, by the database's clock.
+
+    Attributes:
+        started_at: when it was first seen.
+        seen_at: when it last said that it is there.
+        jobs: what it holds, by the job's id.
+    """
+
+    presence: Presence
+    started_at: datetime
+    seen_at: datetime
+    jobs: Sequence[RunningJob]
+
+
+class Severity(StrEnum):
+    """How bad a finding is: `problem`: it does not work, or not as promised; `warning`: it will hurt one day."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@frozen(kw_only=True)
+class Finding:
+    """What a storage found out about its database.
+
+    Attributes:
+        check: what was looked at, in a word or two that do not change: `schema`, `isolation`, `clock`.
+        message: what was found.
+        advice: what to do about it; empty if there is nothing to do.
+    """
+
+    check: str
+    severity: Severity
+    message: str
+    advice: str = ""

@@ -39,11 +39,13 @@ from creche._job import (
     DeadLetter,
     End,
     Extension,
+    Finding,
     Insertion,
     JobFilter,
     JobRecord,
     Lease,
     NewJob,
+    Presence,
     Progress,
     QueueStats,
     Reservation,
@@ -52,6 +54,7 @@ from creche._job import (
     Settlement,
     Status,
     Upkeep,
+    WorkerRecord,
 )
 
 __all__ = ["Backoff", "Capabilities", "Fingerprint", "Listener", "Serializer", "Storage", "Transaction"]
@@ -177,6 +180,23 @@ class Storage(Protocol):
         """Return the (name, SQL) of what `migrate` would apply. Works on a storage that is not open."""
         ...
 
+    async def check(self, *, concurrency: int | None = None) -> Sequence[Finding]:
+        """Look at the database with a doctor's eyes; return what was looked at, the healthy too, in a sensible order.
+
+        Works on a storage that is not open, changes nothing, and answers within seconds. What it can't look at (for lack
+        of a privilege, say) is a finding, not an error; so is a database that can't be reached: then it is the only one.
+
+        Args:
+            concurrency: how many jobs a worker runs at once, to be held against the number of connections.
+        """
+        ...
+
+    def twin(self) -> Storage | None:
+        """Return another storage on the same jobs, not open, with as few connections as it needs: for another thread
+        with an event loop of its own. None if there can be none.
+        """
+        ...
+
     async def insert(
         self, jobs: Sequence[NewJob], *, now: datetime | None = None, connection: object = None
     ) -> Sequence[Insertion]:
@@ -227,7 +247,7 @@ class Storage(Protocol):
         Each becomes `processing`, its attempts are counted up by one, its token rises, its progress is gone, and no
         other caller gets it while the lease lasts. Never more than `limit`, and never fewer while there are jobs that
         no rival is taking at the same moment. Queues are served in the order given; within a queue the higher
-        priority first, then the earlier due, then the older.
+        priority first, then the earlier due, then the older. A queue that is paused is as if it had not been named.
 
         Args:
             queues: names, at least one.
@@ -299,7 +319,9 @@ class Storage(Protocol):
         In this order: recover, bury, promote, prune; a recovered job that is due at once (one in 65,536) is thus
         promoted in the same call, and `next_due_in` knows the others. At most `limit` of each kind. Safe to run
         anywhere, any number of times, at the same time; rivals skip each other's rows. Dead letters are pruned with
-        the retention of failed jobs.
+        the retention of failed jobs. A queue that has a retention of its own is pruned by that one; what it keeps
+        longer is not walked over each time. Paused queues are looked after as the others are. Workers that have not
+        been seen for as long as they had said are forgotten.
         """
         ...
 
@@ -307,6 +329,9 @@ class Storage(Protocol):
         """Cancel jobs; return the status of each that exists: `cancelled` if it was waiting, `processing` if
         its holder has been asked (it learns it from `extend`), else the status in which it had ended before. If the
         holder succeeds or fails all the same, that end stands.
+
+        After the commit, the listeners of the name under which the holder reserved (`worker`) are woken: a hint that it
+        may ask now, not with its next renewal. Where a storage can't tell which process that is, it wakes none.
         """
         ...
 
@@ -316,6 +341,13 @@ class Storage(Protocol):
         A failed or cancelled job gets its full number of attempts again and its dead letter goes; its errors
         stay. It takes its fingerprint back; where another job holds that now, it is left as it is. Jobs in any
         other state are left as they are.
+        """
+        ...
+
+    async def delete(self, job_ids: Collection[UUID]) -> Mapping[UUID, Status]:
+        """Delete jobs that are over, with their dead letters and cached results; return the status of each that existed.
+        One that is active is left as it is: cancel it first. What is deleted can be dispatched anew, with the same id
+        too.
         """
         ...
 
@@ -354,7 +386,42 @@ class Storage(Protocol):
         ...
 
     async def stats(self, *, now: datetime | None = None) -> Sequence[QueueStats]:
-        """Return how many jobs stand in which state, per queue, by the queue's name."""
+        """Return how each queue stands that has jobs, is paused, or has a retention of its own, by the queue's name. It
+        may count every row: for people who look now and then, not for a loop.
+        """
+        ...
+
+    # --- queues, and who serves them ----------------------------------------------------------------
+
+    async def pause(self, queues: Collection[str], *, now: datetime | None = None) -> None:
+        """Hand out no more jobs of these queues, to anybody, until `resume`; what runs goes on, what is dispatched waits.
+        One that is paused already stays so since then.
+        """
+        ...
+
+    async def resume(self, queues: Collection[str]) -> None:
+        """Hand out jobs of these queues again, and wake who listens to them."""
+        ...
+
+    async def set_retention(self, queue_name: str, retention: Retention | None) -> None:
+        """Give a queue a retention of its own, whatever workers say; None: take it away. Other queues' finished jobs are
+        kept as long as `maintain` is told.
+        """
+        ...
+
+    async def announce(self, presence: Presence, ttl: float, *, now: datetime | None = None) -> None:
+        """Note that a worker is there, and is to be forgotten if it is not announced again within `ttl` seconds.
+
+        Repeated, it replaces what was said before; `started_at` stays.
+        """
+        ...
+
+    async def withdraw(self, name: str) -> None:
+        """Forget a worker; one that is unknown is no error."""
+        ...
+
+    async def workers(self, *, now: datetime | None = None) -> Sequence[WorkerRecord]:
+        """Return the workers whose time has not run out, by name, with the jobs that they hold."""
         ...
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
