@@ -181,10 +181,11 @@ class Storage(Protocol):
         ...
 
     async def check(self, *, concurrency: int | None = None) -> Sequence[Finding]:
-        """Look at the database with a doctor's eyes; return what was looked at, the healthy too, in a sensible order.
+        """Look at the database with a doctor's eyes; return what was looked at, the healthy too, in a sensible
+        order.
 
-        Works on a storage that is not open, changes nothing, and answers within seconds. What it can't look at (for lack
-        of a privilege, say) is a finding, not an error; so is a database that can't be reached: then it is the only one.
+        Works on a storage that is not open, changes nothing, and answers within seconds. What it can't look at (for
+        lack of a privilege, say) is a finding, not an error; so is a database that can't be reached: the only one.
 
         Args:
             concurrency: how many jobs a worker runs at once, to be held against the number of connections.
@@ -345,9 +346,9 @@ class Storage(Protocol):
         ...
 
     async def delete(self, job_ids: Collection[UUID]) -> Mapping[UUID, Status]:
-        """Delete jobs that are over, with their dead letters and cached results; return the status of each that existed.
-        One that is active is left as it is: cancel it first. What is deleted can be dispatched anew, with the same id
-        too.
+        """Delete jobs that are over, with their dead letters and cached results; return the status of each that
+        existed. One that is active is left as it is: cancel it first. What is deleted can be dispatched anew, with the
+        same id too.
         """
         ...
 
@@ -394,8 +395,8 @@ class Storage(Protocol):
     # --- queues, and who serves them ----------------------------------------------------------------
 
     async def pause(self, queues: Collection[str], *, now: datetime | None = None) -> None:
-        """Hand out no more jobs of these queues, to anybody, until `resume`; what runs goes on, what is dispatched waits.
-        One that is paused already stays so since then.
+        """Hand out no more jobs of these queues, to anybody, until `resume`; what runs goes on, what is dispatched
+        waits. One that is paused already stays so since then.
         """
         ...
 
@@ -404,8 +405,8 @@ class Storage(Protocol):
         ...
 
     async def set_retention(self, queue_name: str, retention: Retention | None) -> None:
-        """Give a queue a retention of its own, whatever workers say; None: take it away. Other queues' finished jobs are
-        kept as long as `maintain` is told.
+        """Give a queue a retention of its own, whatever workers say; None: take it away. Other queues' finished jobs
+        are kept as long as `maintain` is told.
         """
         ...
 
