@@ -15,11 +15,13 @@ from creche._job import (
     End,
     Extension,
     Lease,
+    Presence,
     Progress,
     Reservation,
     Retention,
     Settled,
     Settlement,
+    Status,
     Upkeep,
 )
 from creche.abc import Transaction
@@ -120,6 +122,22 @@ class Faulty(MemoryStorage):
         answer = await super().maintain(limit, retention=retention, now=now)
         await self._after("maintain")
         return answer
+
+    async def cancel(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
+        await self._before("cancel")
+        answer = await super().cancel(job_ids, now=now)
+        await self._after("cancel")
+        return answer
+
+    async def announce(self, presence: Presence, ttl: float, *, now: datetime | None = None) -> None:
+        await self._before("announce")
+        await super().announce(presence, ttl, now=now)
+        await self._after("announce")
+
+    async def withdraw(self, name: str) -> None:
+        await self._before("withdraw")
+        await super().withdraw(name)
+        await self._after("withdraw")
 
 
 async def until(condition: Callable[[], bool], *, step: float = 0.01, limit: float = 10) -> None:

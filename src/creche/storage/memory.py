@@ -8,7 +8,6 @@ it is slower than it could be, that is why.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -19,19 +18,17 @@ from uuid import UUID
 
 import anyio
 import anyio.lowlevel
-from attrs import define, evolve, field
 
 from creche._backoff import recovery_delay
 from creche._job import (
-    ERRORS_KEPT,
     FINISHED,
     WAKE_HORIZON,
-    AttemptError,
     DeadLetter,
     End,
     Event,
     Extension,
     Failure,
+    Finding,
     FollowUp,
     Insertion,
     JobFilter,
@@ -39,46 +36,26 @@ from creche._job import (
     Lease,
     NewJob,
     Origin,
+    Presence,
     Progress,
     QueueStats,
     Reservation,
-    ReservedJob,
     Retention,
     Settled,
     Settlement,
+    Severity,
     Status,
     Upkeep,
+    WorkerRecord,
 )
 from creche._lifecycle import BURIES, GIVES_BACK, TRANSITIONS, after
-from creche.abc import Capabilities, Listener, Transaction
+from creche.abc import Capabilities, Listener, Storage, Transaction
 from creche.errors import OptionInvalid
+from creche.storage._memory_listener import MemoryListener
+from creche.storage._memory_rows import Row, dead_letter, due_in, end_of, new_row, reserved
+from creche.storage._memory_views import Attendance, Settings, queue_stats, worker_records
 
 _CAPABILITIES: Final = Capabilities(listen=True, shared=False, durable=False)
-
-
-@define(kw_only=True)
-class _Row:
-    """A job's row: its record, and what only the contract looks at."""
-
-    record: JobRecord
-    token: int = 0
-    nonce: int = 0
-    single_flight: bool = False  # this is the job that a dispatch of the same fingerprint joins
-    result_ttl: float | None = None
-    errors: list[AttemptError] = field(factory=list[AttemptError])
-    callbacks: list[FollowUp] = field(factory=list[FollowUp])
-    watchers: set[str] = field(factory=set[str])
-
-    def change(self, **changes: object) -> None:
-        self.record = evolve(self.record, **changes)  # type: ignore[arg-type]  # field names are checked by evolve
-
-    def holds(self, lease: Lease) -> bool:
-        return self.token == lease.token and self.nonce == lease.nonce
-
-    def seize(self) -> None:
-        """Somebody who doesn't hold the lease changes the row: whoever held it must notice."""
-        self.token += 1
-        self.nonce = 0
 
 
 class MemoryStorage:
@@ -88,9 +65,11 @@ class MemoryStorage:
     """
 
     def __init__(self) -> None:
-        self._rows: dict[UUID, _Row] = {}
+        self._rows: dict[UUID, Row] = {}
         self._dead: dict[UUID, DeadLetter] = {}
-        self._listeners: set[_MemoryListener] = set()
+        self._settings = Settings()
+        self._workers: dict[str, Attendance] = {}
+        self._listeners: set[MemoryListener] = set()
         self._epoch = datetime.now(UTC)
         self._origin = 0.0
 
@@ -127,6 +106,22 @@ class MemoryStorage:
         await anyio.lowlevel.checkpoint()
         return []
 
+    async def check(self, *, concurrency: int | None = None) -> Sequence[Finding]:  # noqa: ARG002 - no connections here
+        """See `Storage.check`. There is one thing to say about it."""
+        await anyio.lowlevel.checkpoint()
+        return [
+            Finding(
+                check="durability",
+                severity=Severity.WARNING,
+                message="jobs are kept in this process's memory: no other process sees them, and they end with it",
+                advice="use SQLite, PostgreSQL, MySQL or MariaDB for jobs that matter",
+            )
+        ]
+
+    def twin(self) -> Storage | None:
+        """None: another thread can't look into this one's dicts while it changes them."""
+        return None
+
     # --- dispatch -----------------------------------------------------------------------------------
 
     async def insert(
@@ -142,8 +137,8 @@ class MemoryStorage:
         for job in jobs:
             row = self._standing(job, moment)
             if row is None:
-                row = self._rows[job.id] = _new_row(job, moment)
-                if _due_in(row, moment) < WAKE_HORIZON:
+                row = self._rows[job.id] = new_row(job, moment)
+                if due_in(row, moment) < WAKE_HORIZON:
                     woken.add(job.queue_name)
             else:
                 woken |= self._record(job.callbacks, row, moment)
@@ -160,7 +155,7 @@ class MemoryStorage:
         self._wake(woken)
         return answers
 
-    def _standing(self, job: NewJob, moment: datetime) -> _Row | None:
+    def _standing(self, job: NewJob, moment: datetime) -> Row | None:
         """Return the row that stands in the place of `job`."""
         if job.id in self._rows:
             return self._rows[job.id]
@@ -170,7 +165,7 @@ class MemoryStorage:
                     return row
         return self._flying(job.fingerprint, moment, refresh=job.refresh)
 
-    def _flying(self, fingerprint: bytes | None, moment: datetime, *, refresh: bool = False) -> _Row | None:
+    def _flying(self, fingerprint: bytes | None, moment: datetime, *, refresh: bool = False) -> Row | None:
         """Return the job that holds a fingerprint, after taking it from a cached result that is stale."""
         if fingerprint is None:
             return None
@@ -181,7 +176,7 @@ class MemoryStorage:
                 return row if row.single_flight else None
         return None
 
-    def _record(self, callbacks: Sequence[FollowUp], row: _Row, moment: datetime) -> set[str]:
+    def _record(self, callbacks: Sequence[FollowUp], row: Row, moment: datetime) -> set[str]:
         """Add callbacks to those of a job that stands, and write those that its end calls for; return whom to wake."""
         known = {each.id for each in row.callbacks} | self._rows.keys()
         new = [each for each in callbacks if each.id not in known]
@@ -190,7 +185,7 @@ class MemoryStorage:
             return self._follow(row, moment)
         return {row.record.queue_name} if new and row.record.status is Status.PENDING else set()
 
-    def _follow(self, row: _Row, moment: datetime) -> set[str]:
+    def _follow(self, row: Row, moment: datetime) -> set[str]:
         """Write the callbacks that a job's end calls for; return whom to wake: their queues, and those who watch it."""
         record = row.record
         failed = record.status is Status.FAILED
@@ -206,7 +201,7 @@ class MemoryStorage:
         woken, row.watchers = row.watchers, set()
         for each in due:
             if each.id not in self._rows:
-                self._rows[each.id] = _new_row(each.after(origin, record.result), moment)
+                self._rows[each.id] = new_row(each.after(origin, record.result), moment)
                 woken.add(each.queue_name)
         return woken
 
@@ -226,7 +221,8 @@ class MemoryStorage:
         """See `Storage.reserve`."""
         await anyio.lowlevel.checkpoint()
         moment = self._moment(now)
-        rank = {queue: place for place, queue in reversed(list(enumerate(queues)))}
+        open_queues = [queue for queue in queues if queue not in self._settings.paused]
+        rank = {queue: place for place, queue in reversed(list(enumerate(open_queues)))}
         ready = (
             row
             for row in self._rows.values()
@@ -235,7 +231,7 @@ class MemoryStorage:
             and (types is None or row.record.type in types)
         )
 
-        def order(row: _Row) -> tuple[int, int, datetime, UUID]:
+        def order(row: Row) -> tuple[int, int, datetime, UUID]:
             record = row.record
             return rank[record.queue_name], -record.priority, record.available_at, record.id
 
@@ -251,7 +247,7 @@ class MemoryStorage:
                 updated_at=moment,
                 progress=None,
             )
-        return Reservation(jobs=[_reserved(row) for row in taken], next_due_in=self._next_due_in(rank, moment))
+        return Reservation(jobs=[reserved(row) for row in taken], next_due_in=self._next_due_in(rank, moment))
 
     async def extend(
         self,
@@ -280,7 +276,7 @@ class MemoryStorage:
         """Return whether an attempt could be ended under this lease."""
         return self._held(lease) is not None
 
-    def _held(self, lease: Lease) -> _Row | None:
+    def _held(self, lease: Lease) -> Row | None:
         row = self._rows.get(lease.job_id)
         return row if row and row.record.status is Status.PROCESSING and row.holds(lease) else None
 
@@ -302,7 +298,7 @@ class MemoryStorage:
             accepted.add(lease)  # also when it was settled before: the token is still the holder's own
             if row.record.status is Status.PROCESSING:
                 woken |= self._end_attempt(row, settlement, moment)
-                if row.record.status.active and _due_in(row, moment) < WAKE_HORIZON:
+                if row.record.status.active and due_in(row, moment) < WAKE_HORIZON:
                     woken.add(row.record.queue_name)
         self._wake(woken)
         return Settled(
@@ -310,13 +306,13 @@ class MemoryStorage:
             lost=frozenset(settlement.lease for settlement in settlements) - accepted,
         )
 
-    def _end_attempt(self, row: _Row, settlement: Settlement, moment: datetime) -> set[str]:
+    def _end_attempt(self, row: Row, settlement: Settlement, moment: datetime) -> set[str]:
         event = settlement.event
         due = None
         if event in {Event.RETRY, Event.SNOOZE}:
             due = settlement.available_at or moment + timedelta(seconds=settlement.delay)
         if settlement.error is not None:
-            self._keep_error(row, settlement.error, moment)
+            row.keep_error(settlement.error, moment)
         if event in GIVES_BACK:
             row.change(attempts=row.record.attempts - 1)
         if event is Event.SUCCEED:
@@ -339,6 +335,7 @@ class MemoryStorage:
             row.change(status=after(Status.SCHEDULED, Event.PROMOTE), updated_at=moment)
             woken.add(row.record.queue_name)
         pruned = self._prune(limit, retention, moment)
+        self._workers = {name: each for name, each in self._workers.items() if each.expires_at > moment}
         self._wake(woken)
         return Upkeep(
             recovered=recovered,
@@ -363,7 +360,7 @@ class MemoryStorage:
             record = row.record
             spent = record.attempts >= record.max_attempts and not record.cancel_requested
             error = Failure(type="LeaseExpired", message=f"the lease of attempt {record.attempts} ran out")
-            self._keep_error(row, error, moment)
+            row.keep_error(error, moment)
             row.seize()
             due = moment + timedelta(microseconds=recovery_delay(record.id, record.attempts))
             woken |= self._move(row, Event.BURY if spent else Event.RECOVER, moment, due=due)
@@ -371,21 +368,18 @@ class MemoryStorage:
         return len(expired) - buried, buried, woken
 
     def _prune(self, limit: int, retention: Retention, moment: datetime) -> int:
-        kept = {
-            Status.COMPLETED: timedelta(seconds=retention.completed),
-            Status.FAILED: timedelta(seconds=retention.failed),
-            Status.CANCELLED: timedelta(seconds=retention.cancelled),
-        }
-
         def over(record: JobRecord) -> bool:
-            fresh = record.result_expires_at is not None and record.result_expires_at > moment
-            return record.completed_at is not None and record.completed_at + kept[record.status] <= moment and not fresh
+            if record.completed_at is None or (record.result_expires_at or moment) > moment:
+                return False
+            return record.completed_at + self._settings.kept(record.queue_name, record.status, retention) <= moment
+
+        def forgotten(letter: DeadLetter) -> bool:
+            return letter.buried_at + self._settings.kept(letter.queue_name, Status.FAILED, retention) <= moment
 
         gone = list(islice((row.record.id for row in self._rows.values() if over(row.record)), limit))
         for job_id in gone:
             del self._rows[job_id]
-        buried = [letter for letter in self._dead.values() if letter.buried_at + kept[Status.FAILED] <= moment]
-        for letter in buried[:limit]:
+        for letter in list(islice((letter for letter in self._dead.values() if forgotten(letter)), limit)):
             del self._dead[letter.job_id]
         return len(gone)
 
@@ -400,6 +394,7 @@ class MemoryStorage:
         for row in rows:
             if row.record.status is Status.PROCESSING:
                 row.change(cancel_requested=True, updated_at=moment)
+                woken.add(row.record.locked_by or "")
             elif row.record.status.active:
                 row.seize()
                 woken |= self._move(row, Event.CANCEL, moment)
@@ -432,6 +427,16 @@ class MemoryStorage:
         self._wake(woken)
         return {row.record.id: row.record.status for row in rows}
 
+    async def delete(self, job_ids: Collection[UUID]) -> Mapping[UUID, Status]:
+        """See `Storage.delete`."""
+        await anyio.lowlevel.checkpoint()
+        statuses = {row.record.id: row.record.status for row in self._of(job_ids)}
+        for job_id, status in statuses.items():
+            if status in FINISHED:
+                del self._rows[job_id]
+                self._dead.pop(job_id, None)
+        return statuses
+
     async def find(self, job_ids: Collection[UUID]) -> Mapping[UUID, JobRecord]:
         """See `Storage.find`."""
         await anyio.lowlevel.checkpoint()
@@ -448,7 +453,7 @@ class MemoryStorage:
             for row in self._of(job_ids):
                 if row.record.status.active:
                     row.watchers.add(watcher)
-        return {row.record.id: _end(row.record) for row in self._of(job_ids)}
+        return {row.record.id: end_of(row.record) for row in self._of(job_ids)}
 
     async def list(self, where: JobFilter, limit: int, *, before: UUID | None = None) -> Sequence[JobRecord]:
         """See `Storage.list`."""
@@ -472,21 +477,52 @@ class MemoryStorage:
     async def stats(self, *, now: datetime | None = None) -> Sequence[QueueStats]:
         """See `Storage.stats`."""
         await anyio.lowlevel.checkpoint()
+        return queue_stats(self._records(), self._settings, self._moment(now))
+
+    # --- queues, and who serves them ----------------------------------------------------------------
+
+    async def pause(self, queues: Collection[str], *, now: datetime | None = None) -> None:
+        """See `Storage.pause`."""
+        await anyio.lowlevel.checkpoint()
+        for queue in queues:
+            self._settings.paused.setdefault(queue, self._moment(now))
+
+    async def resume(self, queues: Collection[str]) -> None:
+        """See `Storage.resume`."""
+        await anyio.lowlevel.checkpoint()
+        for queue in queues:
+            self._settings.paused.pop(queue, None)
+        self._wake(queues)
+
+    async def set_retention(self, queue_name: str, retention: Retention | None) -> None:
+        """See `Storage.set_retention`."""
+        await anyio.lowlevel.checkpoint()
+        if retention is None:
+            self._settings.retentions.pop(queue_name, None)
+        else:
+            self._settings.retentions[queue_name] = retention
+
+    async def announce(self, presence: Presence, ttl: float, *, now: datetime | None = None) -> None:
+        """See `Storage.announce`."""
+        await anyio.lowlevel.checkpoint()
         moment = self._moment(now)
-        counts: dict[str, Counter[Status]] = {}
-        oldest: dict[str, datetime] = {}
-        for record in (row.record for row in self._rows.values()):
-            counts.setdefault(record.queue_name, Counter())[record.status] += 1
-            if record.status is Status.PENDING:
-                oldest[record.queue_name] = min(oldest.get(record.queue_name, moment), record.available_at)
-        return [
-            QueueStats(
-                queue_name=queue,
-                counts=dict(counts[queue]),
-                oldest_ready=(moment - oldest[queue]).total_seconds() if queue in oldest else None,
-            )
-            for queue in sorted(counts)
-        ]
+        before = self._workers.get(presence.name)
+        self._workers[presence.name] = Attendance(
+            presence=presence,
+            started_at=before.started_at if before else moment,
+            seen_at=moment,
+            expires_at=moment + timedelta(seconds=ttl),
+        )
+
+    async def withdraw(self, name: str) -> None:
+        """See `Storage.withdraw`."""
+        await anyio.lowlevel.checkpoint()
+        self._workers.pop(name, None)
+
+    async def workers(self, *, now: datetime | None = None) -> Sequence[WorkerRecord]:
+        """See `Storage.workers`."""
+        await anyio.lowlevel.checkpoint()
+        return worker_records(self._workers.values(), self._records(), self._moment(now))
 
     # --- transactions and wakes ---------------------------------------------------------------------
 
@@ -501,7 +537,7 @@ class MemoryStorage:
     @asynccontextmanager
     async def listen(self, queues: Collection[str]) -> AsyncGenerator[Listener]:
         """See `Storage.listen`."""
-        listener = _MemoryListener(queues)
+        listener = MemoryListener(queues)
         self._listeners.add(listener)
         try:
             yield listener
@@ -521,8 +557,11 @@ class MemoryStorage:
     def _now(self) -> datetime:
         return self._epoch + timedelta(seconds=anyio.current_time() - self._origin)
 
-    def _of(self, job_ids: Collection[UUID]) -> Sequence[_Row]:
+    def _of(self, job_ids: Collection[UUID]) -> Sequence[Row]:
         return [self._rows[job_id] for job_id in dict.fromkeys(job_ids) if job_id in self._rows]
+
+    def _records(self) -> Sequence[JobRecord]:
+        return [row.record for row in self._rows.values()]
 
     def _next_due_in(self, queues: Collection[str] | None, moment: datetime) -> float | None:
         due = [
@@ -537,12 +576,7 @@ class MemoryStorage:
         first = min((until for until in locks if until is not None), default=None)
         return None if first is None else max(0.0, (first - moment).total_seconds())
 
-    def _keep_error(self, row: _Row, error: Failure, moment: datetime) -> None:
-        kept = [*row.errors, AttemptError(attempt=row.record.attempts, failed_at=moment, error=error)]
-        row.errors = kept[-ERRORS_KEPT:]
-        row.change(last_error=error)
-
-    def _move(self, row: _Row, event: Event, moment: datetime, *, due: datetime | None = None) -> set[str]:
+    def _move(self, row: Row, event: Event, moment: datetime, *, due: datetime | None = None) -> set[str]:
         """End a hold, or a wait: write the state that follows, and what goes with it; return whom to wake.
 
         Without a new due time the job stands in its queue where it stood.
@@ -565,18 +599,7 @@ class MemoryStorage:
             )
             row.single_flight = row.single_flight and ttl is not None
         if event in BURIES:
-            self._dead[record.id] = DeadLetter(
-                job_id=record.id,
-                queue_name=record.queue_name,
-                type=record.type,
-                payload=record.payload,
-                priority=record.priority,
-                attempts=record.attempts,
-                max_attempts=record.max_attempts,
-                created_at=record.created_at,
-                buried_at=moment,
-                errors=tuple(row.errors),
-            )
+            self._dead[record.id] = dead_letter(row, moment)
         return self._follow(row, moment) if status in FINISHED else set()
 
 
@@ -602,85 +625,3 @@ class _MemoryTransaction:
         """Write it. Nobody comes in between: the end was the last thing that was done."""
         for settlement, now in self._ends:
             self._storage.settle_now([settlement], now=now)
-
-
-class _MemoryListener:
-    """Merges wakes until somebody waits for them."""
-
-    def __init__(self, queues: Collection[str]) -> None:
-        self._queues = frozenset(queues)
-        self._woken: set[str] = set()
-        self._bell = anyio.Event()
-
-    def ring(self, queues: frozenset[str]) -> None:
-        """Note that these queues may have work; of those that are not listened to, nothing is heard."""
-        if heard := queues & self._queues:
-            self._woken |= heard
-            self._bell.set()
-
-    async def wait(self) -> frozenset[str]:
-        """See `Listener.wait`."""
-        await self._bell.wait()
-        woken, self._woken = frozenset(self._woken), set()
-        self._bell = anyio.Event()
-        return woken
-
-
-def _new_row(job: NewJob, moment: datetime) -> _Row:
-    due = job.available_at or moment + timedelta(seconds=job.delay)
-    record = JobRecord(
-        id=job.id,
-        queue_name=job.queue_name,
-        type=job.type,
-        payload=job.payload,
-        status=Status.SCHEDULED if due > moment else Status.PENDING,
-        priority=job.priority,
-        attempts=0,
-        max_attempts=job.max_attempts,
-        available_at=due.astimezone(UTC),
-        locked_until=None,
-        locked_by=None,
-        last_error=None,
-        idempotency_key=job.idempotency_key,
-        fingerprint=job.fingerprint,
-        cancel_requested=False,
-        created_at=moment,
-        updated_at=moment,
-        completed_at=None,
-        result=None,
-        result_expires_at=None,
-        progress=None,
-        origin=job.origin,
-    )
-    return _Row(
-        record=record,
-        single_flight=job.fingerprint is not None,
-        result_ttl=job.result_ttl,
-        callbacks=[*job.callbacks],
-    )
-
-
-def _due_in(row: _Row, moment: datetime) -> float:
-    return (row.record.available_at - moment).total_seconds()
-
-
-def _reserved(row: _Row) -> ReservedJob:
-    record = row.record
-    return ReservedJob(
-        lease=Lease(job_id=record.id, token=row.token, nonce=row.nonce),
-        queue_name=record.queue_name,
-        type=record.type,
-        payload=record.payload,
-        priority=record.priority,
-        attempt=record.attempts,
-        max_attempts=record.max_attempts,
-        created_at=record.created_at,
-        origin=record.origin,
-    )
-
-
-def _end(record: JobRecord) -> End | None:
-    if record.status.active:
-        return None
-    error = record.last_error if record.status is Status.FAILED else None
-    return End(status=record.status, result=record.result, error=error)
