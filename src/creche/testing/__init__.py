@@ -7,16 +7,25 @@ import pytest
 # Before they are imported: pytest explains a failed assert only in modules that it rewrote.
 pytest.register_assert_rewrite(
     "creche.testing._conformance_base",
+    "creche.testing._conformance_callback_texts",
+    "creche.testing._conformance_callbacks",
     "creche.testing._conformance_cancellation",
     "creche.testing._conformance_dedup",
+    "creche.testing._conformance_delete",
+    "creche.testing._conformance_ends",
     "creche.testing._conformance_insert",
+    "creche.testing._conformance_joins",
     "creche.testing._conformance_listen",
     "creche.testing._conformance_maintain",
+    "creche.testing._conformance_pause",
     "creche.testing._conformance_people",
+    "creche.testing._conformance_progress",
     "creche.testing._conformance_reserve",
     "creche.testing._conformance_settle",
     "creche.testing._conformance_shared",
     "creche.testing._conformance_table",
+    "creche.testing._conformance_transaction",
+    "creche.testing._conformance_watch",
     "creche.testing.conformance",
 )
 

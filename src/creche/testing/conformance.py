@@ -9,10 +9,12 @@ from creche.testing._conformance_callback_texts import CallbackTextConformance
 from creche.testing._conformance_callbacks import CallbackConformance, CallbackWakeConformance
 from creche.testing._conformance_cancellation import CancellationConformance, LifecycleConformance
 from creche.testing._conformance_dedup import FingerprintConformance, KeyConformance, RefreshConformance
+from creche.testing._conformance_delete import DeleteAtOnceConformance, DeleteConformance
 from creche.testing._conformance_insert import InsertConformance
 from creche.testing._conformance_joins import JoinAtOnceConformance, JoinConformance
 from creche.testing._conformance_listen import ListenConformance, SilenceConformance
 from creche.testing._conformance_maintain import PromoteConformance, PruneConformance, RecoverConformance
+from creche.testing._conformance_pause import PauseAtOnceConformance, PauseConformance, PauseWakeConformance
 from creche.testing._conformance_people import CancelConformance, RetryConformance, ViewConformance
 from creche.testing._conformance_progress import ProgressConformance
 from creche.testing._conformance_reserve import ExtendConformance, ReserveConformance
@@ -52,6 +54,11 @@ class StorageConformance(
     JoinAtOnceConformance,
     WatchConformance,
     WatchWakeConformance,
+    PauseConformance,
+    PauseAtOnceConformance,
+    PauseWakeConformance,
+    DeleteConformance,
+    DeleteAtOnceConformance,
     TransactionConformance,
     HandleConformance,
     CancellationConformance,
