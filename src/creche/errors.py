@@ -5,8 +5,9 @@ An error says what to do next and carries its facts as attributes; the message i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from signal import Signals
 from typing import Any
 from uuid import UUID
 
@@ -25,7 +26,9 @@ __all__ = [
     "NotCommitted",
     "OptionInvalid",
     "PayloadInvalid",
+    "ProcessDied",
     "QueueNotOpen",
+    "RaisedInProcess",
     "ResultInvalid",
     "Retry",
     "SchemaOutdated",
@@ -44,8 +47,20 @@ __all__ = [
 ]
 
 
+def rebuilt(kind: type[BaseException], args: tuple[Any, ...], state: Mapping[str, Any]) -> BaseException:
+    """Return an exception as it was, without calling its class again: that takes other arguments than `args`."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
 class CrecheError(Exception):
     """The root: `except CrecheError` catches whatever creche raises on purpose."""
+
+    def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[Any, ...]]:
+        """Come out of another process as it went in."""
+        return rebuilt, (type(self), self.args, self.__dict__)
 
 
 # --- the author of the calling code can act ---------------------------------------------------------
@@ -248,6 +263,44 @@ class LeaseLost(JobError):
         super().__init__(job_id, f"the lease of job {job_id} is lost: another worker may have taken it over")
 
 
+class JobTimeout(CrecheError, TimeoutError):
+    """The attempt ran for longer than its `job_timeout`, and was cancelled: it failed, and counts."""
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        super().__init__(f"the attempt was cancelled after its job_timeout of {timeout:g} s")
+
+
+class ProcessDied(CrecheError):
+    """The process in which a handler ran ended before the handler did: the attempt failed, and counts.
+
+    Attributes:
+        handler: its module and name.
+        status: the exit status; negative for a signal; None if it could not be found out.
+    """
+
+    def __init__(self, handler: str, status: int | None) -> None:
+        self.handler = handler
+        self.status = status
+        super().__init__(f"the process of {handler} {_ended(status)} before the handler returned")
+
+
+class RaisedInProcess(CrecheError):
+    """A handler raised in its process what can't come out of it as it is; its traceback is this one's cause.
+
+    Attributes:
+        handler: its module and name.
+        type: of what it raised, by name.
+        message: what that said.
+    """
+
+    def __init__(self, handler: str, *, type: str, message: str) -> None:
+        self.handler = handler
+        self.type = type
+        self.message = message
+        super().__init__(f"{handler} raised {type}: {message}")
+
+
 class WaitTimeout(JobError, TimeoutError):
     """The job was not over in time. It goes on; wait again, or cancel it."""
 
@@ -263,6 +316,10 @@ class WaitTimeout(JobError, TimeoutError):
 
 class Steer(Exception):
     """The root of what a handler may raise to end its attempt in another way than success or failure."""
+
+    def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[Any, ...]]:
+        """Come out of another process as it went in."""
+        return rebuilt, (type(self), self.args, self.__dict__)
 
 
 class Retry(Steer):
@@ -317,6 +374,18 @@ def _seconds(option: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise OptionInvalid(option, value, "seconds, zero or more, or a timedelta")
     return value
+
+
+def _ended(status: int | None) -> str:
+    if status is None:
+        return "ended"
+    if status >= 0:
+        return f"ended with exit status {status}"
+    try:
+        name = Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return f"was ended by {name}" + (" (out of memory, perhaps)" if name == "SIGKILL" else "")
 
 
 def check_moment(option: str, value: object) -> datetime:
