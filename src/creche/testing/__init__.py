@@ -21,11 +21,13 @@ pytest.register_assert_rewrite(
     "creche.testing._conformance_people",
     "creche.testing._conformance_progress",
     "creche.testing._conformance_reserve",
+    "creche.testing._conformance_retention",
     "creche.testing._conformance_settle",
     "creche.testing._conformance_shared",
     "creche.testing._conformance_table",
     "creche.testing._conformance_transaction",
     "creche.testing._conformance_watch",
+    "creche.testing._conformance_workers",
     "creche.testing.conformance",
 )
 

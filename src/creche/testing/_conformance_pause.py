@@ -182,7 +182,7 @@ class PauseConformance(Suite):
         assert not (await reserve(storage, 5, queues=["q"], now=at(100))).jobs
 
     async def test_people_can_cancel_and_retry_in_it(self, storage: Storage) -> None:
-        waiting, failed = await add(storage, queue_name="q"), await bring(storage, Status.FAILED, queue_name="q")
+        failed, waiting = await bring(storage, Status.FAILED, queue_name="q"), await add(storage, queue_name="q")
         await storage.pause(["q"], now=T0)
         assert await storage.cancel([waiting], now=T0) == {waiting: Status.CANCELLED}
         assert await storage.retry([failed.job_id], now=T0) == {failed.job_id: Status.PENDING}

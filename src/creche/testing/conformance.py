@@ -18,11 +18,13 @@ from creche.testing._conformance_pause import PauseAtOnceConformance, PauseConfo
 from creche.testing._conformance_people import CancelConformance, RetryConformance, ViewConformance
 from creche.testing._conformance_progress import ProgressConformance
 from creche.testing._conformance_reserve import ExtendConformance, ReserveConformance
+from creche.testing._conformance_retention import RetentionAtOnceConformance, RetentionConformance
 from creche.testing._conformance_settle import FencingConformance, SettleConformance
 from creche.testing._conformance_shared import SharedConformance
 from creche.testing._conformance_table import TableConformance
 from creche.testing._conformance_transaction import HandleConformance, TransactionConformance
 from creche.testing._conformance_watch import WatchConformance, WatchWakeConformance
+from creche.testing._conformance_workers import HoldingsConformance, WorkersAtOnceConformance, WorkersConformance
 
 __all__ = ["StorageConformance"]
 
@@ -59,6 +61,11 @@ class StorageConformance(
     PauseWakeConformance,
     DeleteConformance,
     DeleteAtOnceConformance,
+    RetentionConformance,
+    RetentionAtOnceConformance,
+    WorkersConformance,
+    HoldingsConformance,
+    WorkersAtOnceConformance,
     TransactionConformance,
     HandleConformance,
     CancellationConformance,
