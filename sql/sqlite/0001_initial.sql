@@ -57,12 +57,18 @@ CREATE INDEX creche_jobs_ready ON creche_jobs (queue_name, priority DESC, availa
 
 CREATE INDEX creche_jobs_due ON creche_jobs (queue_name, available_at) WHERE status = 'scheduled';
 
--- Not on locked_until: a renewal must not move an index entry. There are never more of these than workers' slots.
-CREATE INDEX creche_jobs_held ON creche_jobs (queue_name) WHERE status = 'processing';
+-- Not on locked_until: a renewal must not move an index entry. There are never more of these than workers' slots. By
+-- the holder, for whoever asks what each worker holds.
+CREATE INDEX creche_jobs_held ON creche_jobs (locked_by, queue_name) WHERE status = 'processing';
 
--- For prune, in its order. The two columns behind answer from the index alone: which cached results are still fresh,
--- and how many finished jobs each queue has.
-CREATE INDEX creche_jobs_finished ON creche_jobs (status, completed_at, result_expires_at, queue_name)
+-- Who is asked to end what. Hardly ever anybody: whoever sees that another process has committed something can afford to
+-- look here each time.
+CREATE INDEX creche_jobs_asked ON creche_jobs (locked_by, id, token)
+    WHERE status = 'processing' AND cancel_requested = 1;
+
+-- For prune, which goes from queue to queue, for each may have a retention of its own: what one keeps for a year does not
+-- stand before what others keep for a day. The column behind answers from the index alone which results are still fresh.
+CREATE INDEX creche_jobs_finished ON creche_jobs (queue_name, status, completed_at, result_expires_at)
     WHERE completed_at IS NOT NULL;
 
 -- Of any number of dispatches at once, one inserts: the index decides, in the statement that inserts.
@@ -84,7 +90,26 @@ CREATE TABLE creche_dead_letters (
     errors       TEXT    NOT NULL CHECK (json_valid(errors))
 ) STRICT;
 
-CREATE INDEX creche_dead_letters_buried ON creche_dead_letters (buried_at);
+CREATE INDEX creche_dead_letters_buried ON creche_dead_letters (queue_name, buried_at);
+
+-- What people have said of a queue. One that nobody has said anything of has no row: there are few of these.
+CREATE TABLE creche_queues (
+    queue_name     TEXT    NOT NULL PRIMARY KEY,
+    paused_at      INTEGER,
+    -- How long its finished jobs are kept, in microseconds: all three, or none.
+    keep_completed INTEGER CHECK ((keep_completed IS NULL) = (keep_failed IS NULL)),
+    keep_failed    INTEGER CHECK ((keep_failed IS NULL) = (keep_cancelled IS NULL)),
+    keep_cancelled INTEGER
+) STRICT;
+
+-- Who works here, as each worker says of itself again and again; one that was killed is forgotten at expires_at.
+CREATE TABLE creche_workers (
+    name       TEXT    NOT NULL PRIMARY KEY,
+    presence   TEXT    NOT NULL CHECK (json_valid(presence)),
+    started_at INTEGER NOT NULL,
+    seen_at    INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL
+) STRICT;
 
 CREATE TABLE creche_migrations (
     version    INTEGER NOT NULL PRIMARY KEY,

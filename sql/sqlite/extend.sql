@@ -1,5 +1,6 @@
--- Push the deadlines of leases out, never in, and note how far the jobs have come whose handlers said so. Fenced by the whole lease; one that has run out but that nobody took over is
--- still its holder's. No index has a column that this changes.
+-- Push the deadlines of leases out, never in, and note how far the jobs have come whose handlers said so. Fenced by the
+-- whole lease; one that has run out but that nobody took over is still its holder's. No index has a column that this
+-- changes.
 WITH lease AS (
     SELECT
         json_extract(value, '$.id') AS id,

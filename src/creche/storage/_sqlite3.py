@@ -1,5 +1,6 @@
-"""The standard library's sqlite3 made native to anyio: one connection that writes and one that reads, each used by one
-thread at a time. It knows transactions, locks and errors; what the statements mean it never asks.
+"""The standard library's sqlite3 made native to anyio: one connection that writes and, from the first read on, one that
+reads, each used by one thread at a time. It knows transactions, locks and errors; what the statements mean it never
+asks.
 
 Whoever in this process wants to write waits for its turn in one line, without a thread: the storage itself, and the
 transactions that handlers hold, on connections of their own (`_sqlite_session.py`).
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 from weakref import WeakSet
 
 import anyio
@@ -29,13 +30,14 @@ import anyio.to_thread
 from creche.errors import ConfigurationError, StatementRejected, StorageUnavailable, UsageError
 
 T = TypeVar("T")
+_Seen: TypeAlias = tuple[int, Any]  # the version of the data, and what `glance` returned, if that had changed
 Synchronous = Literal["NORMAL", "FULL", "EXTRA"]
 
 MINIMUM: Final = (3, 37, 0)  # STRICT tables; RETURNING is older
 _SLICE: Final = 0.1  # seconds that SQLite itself waits for a lock before we look whether we were cancelled
 _JITTER: Final = 0.01
 _GLANCE: Final = 0.002
-_WAL_KEPT: Final = 64 << 20  # bytes to which the log is cut back after a burst
+WAL_KEPT: Final = 64 << 20  # bytes to which the log is cut back after a burst
 
 
 # --- errors -----------------------------------------------------------------------------------------
@@ -76,6 +78,11 @@ def _code(error: BaseException) -> int:
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
+def is_locked(error: BaseException) -> bool:
+    """Whether somebody else's lock was in the way."""
+    return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
 def patiently(work: Callable[[], T], patience: float) -> T:
     """Do, in a worker thread, what may meet somebody else's lock; again and again while `patience` seconds last.
 
@@ -87,7 +94,7 @@ def patiently(work: Callable[[], T], patience: float) -> T:
         try:
             return work()
         except sqlite3.OperationalError as error:
-            if _code(error) not in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED} or time.monotonic() >= deadline:
+            if not is_locked(error) or time.monotonic() >= deadline:
                 raise
         anyio.from_thread.check_cancelled()
         time.sleep(random.uniform(0, _JITTER))  # noqa: S311 - spreading load, guarding nothing
@@ -145,12 +152,7 @@ def connect(path: Path, *, create: bool, synchronous: Synchronous, busy_timeout:
     Called in a worker thread. The connection may move from thread to thread: who calls must see that it is never used
     by two at once.
     """
-    if sqlite3.sqlite_version_info < MINIMUM:
-        needed = ".".join(map(str, MINIMUM))
-        raise ConfigurationError(
-            f"Python's sqlite3 is linked with SQLite {sqlite3.sqlite_version}, {needed} is needed: "
-            "use another build of Python"
-        )
+    check_version()
     connection = sqlite3.connect(
         path.as_uri() + f"?mode={'rwc' if create else 'rw'}",
         uri=True,
@@ -164,11 +166,21 @@ def connect(path: Path, *, create: bool, synchronous: Synchronous, busy_timeout:
         patiently(lambda: _use_wal(connection, path), busy_timeout)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT}")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_KEPT}")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def check_version() -> None:
+    """Raise ConfigurationError if this Python's SQLite is too old."""
+    if sqlite3.sqlite_version_info < MINIMUM:
+        needed = ".".join(map(str, MINIMUM))
+        raise ConfigurationError(
+            f"Python's sqlite3 is linked with SQLite {sqlite3.sqlite_version}, {needed} is needed: "
+            "use another build of Python"
+        )
 
 
 def _use_wal(connection: sqlite3.Connection, path: Path) -> None:
@@ -221,7 +233,8 @@ class Database:
         path: absolute.
         synchronous: what a commit waits for.
         busy_timeout: seconds to wait for another process's lock.
-        foreign_change: called on the event loop when a commit of anybody else was noticed.
+        glance: called in the thread that notices a commit of anybody else, to read what has to be known of it.
+        foreign_change: called on the event loop afterwards, with what `glance` returned.
     """
 
     def __init__(
@@ -230,11 +243,13 @@ class Database:
         *,
         synchronous: Synchronous,
         busy_timeout: float,
-        foreign_change: Callable[[], object] = lambda: None,
+        glance: Callable[[sqlite3.Connection], Any] = lambda _: None,
+        foreign_change: Callable[[Any], object] = lambda _: None,
     ) -> None:
         self.path: Final = path
         self._synchronous: Final[Synchronous] = synchronous
         self.busy_timeout: Final = busy_timeout
+        self._glance: Final = glance
         self._foreign_change: Final = foreign_change
         self._open: Open | None = None
 
@@ -251,30 +266,29 @@ class Database:
 
         return await to_the_end(hop, anyio.CapacityLimiter(1))
 
-    async def open(self) -> None:
-        """Open both connections."""
+    async def open(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Open the connection that writes, and do one thing on it, outside a transaction: return what that returns."""
         if self._open is not None:
             raise UsageError("the storage is open already: one `async with storage:` at a time")
 
-        pair: list[sqlite3.Connection] = []
+        connections: list[sqlite3.Connection] = []
 
-        def hop() -> int:
+        def hop() -> tuple[T, int]:
             with translated(self.path):
-                pair.append(self.connect(create=True))
-                pair.append(self.connect(create=False))
-                pair[1].execute("PRAGMA query_only = ON")
-                return _data_version(pair[0])
+                connections.append(self.connect(create=True))
+                return work(connections[0]), _data_version(connections[0])
 
         try:
-            version = await to_the_end(hop, anyio.CapacityLimiter(1))
+            result, version = await to_the_end(hop, anyio.CapacityLimiter(1))
         except BaseException:
-            for connection in pair:
+            for connection in connections:
                 connection.close()
             raise
-        self._open = Open(*pair, version=version)
+        self._open = Open(*connections, version=version)
+        return result
 
     async def close(self) -> None:
-        """Close both, after whatever uses them now. In a forked child: let go of them untouched."""
+        """Close what is open, after whatever uses it now. In a forked child: let go of it untouched."""
         opened, self._open = self._open, None
         if opened is None or opened.inherited:
             return
@@ -291,18 +305,18 @@ class Database:
         """
         opened = self.opened()
 
-        def hop() -> tuple[T, int]:
+        def hop() -> tuple[T, _Seen]:
             self.check(opened)
             with translated(self.path), transaction(opened.writer, self.busy_timeout):
-                return work(opened.writer), _data_version(opened.writer)
+                return work(opened.writer), self._see(opened)
 
         borrower = object()
         await self.take_turn(opened, borrower)
         try:
-            result, version = await to_the_end(hop, opened.writing)
+            result, seen = await to_the_end(hop, opened.writing)
         finally:
             opened.turn.release_on_behalf_of(borrower)
-        self._note(opened, version)
+        self._note(opened, seen)
         return result
 
     async def take_turn(self, opened: Open, borrower: object) -> None:
@@ -333,9 +347,10 @@ class Database:
         def hop() -> T:
             with opened.reading_thread, translated(self.path):
                 self.check(opened)
+                reader = opened.reader = opened.reader or self._connect_to_read()
                 while True:
                     try:
-                        return patiently(lambda: work(opened.reader), self.busy_timeout)
+                        return patiently(lambda: work(reader), self.busy_timeout)
                     except sqlite3.OperationalError as error:
                         # Interrupted: for this read's sake, or by the last one's cancellation, which came late.
                         if _code(error) != sqlite3.SQLITE_INTERRUPT or abandoned.is_set():
@@ -345,29 +360,42 @@ class Database:
             return await anyio.to_thread.run_sync(hop, limiter=opened.reading, abandon_on_cancel=True)
         except anyio.get_cancelled_exc_class():
             abandoned.set()
-            opened.reader.interrupt()
+            if opened.reader is not None:
+                opened.reader.interrupt()
             raise
 
+    def _connect_to_read(self) -> sqlite3.Connection:
+        reader = self.connect(create=False)
+        reader.execute("PRAGMA query_only = ON")
+        return reader
+
     async def look(self) -> None:
-        """Find out whether anybody else has committed. It takes microseconds and no lock, and never queues behind a
-        write: every write looks by itself.
+        """Find out whether anybody else has committed. It takes microseconds and no lock, writes nothing, and never
+        queues behind a write: every write looks by itself.
         """
         opened = self.opened()
         if opened.writing.borrowed_tokens:
             await anyio.lowlevel.checkpoint()
             return
 
-        def hop() -> int:
+        def hop() -> _Seen:
             self.check(opened)
             with translated(self.path):
-                return patiently(lambda: _data_version(opened.writer), self.busy_timeout)
+                return patiently(lambda: self._see(opened), self.busy_timeout)
 
         self._note(opened, await to_the_end(hop, opened.writing))
 
-    def _note(self, opened: Open, version: int) -> None:
+    def _see(self, opened: Open) -> _Seen:
+        version = _data_version(
+            opened.writer
+        )  # first: what is committed after it is seen by the next look, if not by this
+        return version, None if version == opened.version else self._glance(opened.writer)
+
+    def _note(self, opened: Open, seen: _Seen) -> None:
+        version, glanced = seen
         if version != opened.version:
             opened.version = version
-            self._foreign_change()
+            self._foreign_change(glanced)
 
     def check(self, opened: Open) -> None:
         """Raise UsageError if the database was closed since."""
@@ -390,9 +418,9 @@ class Database:
 class Open:
     """What there is while a database is open."""
 
-    def __init__(self, writer: sqlite3.Connection, reader: sqlite3.Connection, *, version: int) -> None:
+    def __init__(self, writer: sqlite3.Connection, *, version: int) -> None:
         self.writer = writer
-        self.reader = reader
+        self.reader: sqlite3.Connection | None = None
         self.turn = anyio.CapacityLimiter(1)  # who of this process may want the file's write lock now
         self.held: set[sqlite3.Connection] = set()  # with which it is held for a handler
         self.writing = anyio.CapacityLimiter(1)
@@ -411,7 +439,8 @@ class Open:
         """Close the reader first: the writer's close may then move the log into the file and remove it."""
         _OPEN.discard(self)
         with self.reading_thread:
-            self.reader.close()
+            if self.reader is not None:
+                self.reader.close()
         with suppress(sqlite3.Error):
             self.writer.close()
 

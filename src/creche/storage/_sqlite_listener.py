@@ -1,9 +1,12 @@
-"""Hears of new work in one SQLite file, and of jobs that are over: from this process by being told, from others by
-looking. It reads no job.
+"""Hears of new work in one SQLite file, of jobs that are over, and of cancellations that are asked for: from this
+process by being told, from others by looking. It reads no job.
 
 SQLite notifies nobody. What other processes commit shows in `PRAGMA data_version`, which a waiting listener asks for
 again and again, more and more seldom while nothing happens; a listener that nobody waits on costs nothing. So watches
 need no table: they only spare this process the looking.
+
+A commit of another process may have made work in any queue. Who is asked to end a job is read in the same look: that
+holder is woken by its name, once for each request, and nobody else by theirs.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypeAlias
 from uuid import UUID
 
 import anyio
@@ -21,6 +24,10 @@ from creche._job import WATCH_LIMIT
 
 _FASTEST: Final = 0.005
 _SLOWEST: Final = 0.25
+
+
+Requests: TypeAlias = frozenset[tuple[str, str, int]]
+"""Cancellations that are asked for: the holder, the job's id, the token."""
 
 
 class Bell:
@@ -33,16 +40,32 @@ class Bell:
     def __init__(self, look: Callable[[], Awaitable[None]]) -> None:
         self._look = look
         self._listeners: set[SQLiteListener] = set()
+        self._told: Requests = frozenset()
 
     def ring(self, queues: Collection[str]) -> None:
         """Tell whoever listens to one of these queues. After the commit, on the event loop."""
         for listener in self._listeners:
             listener.hear(queues)
 
-    def ring_all(self) -> None:
-        """Tell all that something changed; which queue it was is not known."""
+    def ask(self, requests: Requests) -> None:
+        """Tell the holders that somebody of this process wants them to end something. After the commit."""
+        self._told |= requests
+        self._call(requests)
+
+    def ring_all(self, requests: Requests) -> None:
+        """Tell all that something changed; which queue it was is not known.
+
+        Args:
+            requests: all that stand now. A holder goes on until its handler has cleaned up, and is told of each once.
+        """
+        new, self._told = requests - self._told, requests
+        self._call(new)
         for listener in self._listeners:
             listener.hear_any()
+
+    def _call(self, requests: Requests) -> None:
+        for listener in self._listeners:
+            listener.hear_calls({holder for holder, _, _ in requests})
 
     @asynccontextmanager
     async def listen(self, queues: Collection[str]) -> AsyncGenerator[SQLiteListener]:
@@ -95,6 +118,7 @@ class SQLiteListener:
         self._queues = frozenset(queues)
         self._look = look
         self._woken: set[str] = set()
+        self._called: set[str] = set()
         self._any = False
         self._rung = anyio.Event()
 
@@ -104,13 +128,19 @@ class SQLiteListener:
             self._woken |= heard
             self._rung.set()
 
+    def hear_calls(self, names: Collection[str]) -> None:
+        """Note that holders of these names are asked for something."""
+        if heard := self._queues.intersection(names):
+            self._called |= heard
+            self._rung.set()
+
     def hear_any(self) -> None:
         """Note that any queue may have work."""
         self._any = True
         self._rung.set()
 
     async def wait(self) -> frozenset[str]:
-        """See `Listener.wait`."""
+        """See `Listener.wait`. "Any" can't be said together with names: it is said right after them."""
         await anyio.lowlevel.checkpoint()
         pause = _FASTEST
         while not self._rung.is_set():
@@ -119,7 +149,10 @@ class SQLiteListener:
                 break
             await self._look()
             pause = min(2 * pause, _SLOWEST)
-        woken = frozenset[str]() if self._any else frozenset(self._woken)
+        called, self._called = frozenset(self._called), set()
+        if called and self._any:
+            return called  # still rung
+        woken = frozenset[str]() if self._any else called.union(self._woken)
         self._woken.clear()
         self._any = False
         self._rung = anyio.Event()

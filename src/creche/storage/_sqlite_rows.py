@@ -1,6 +1,6 @@
 """Values to SQLite's columns and back: ids as text, times as microseconds, sets as JSON arrays. It runs no statement.
 
-What both SQL adapters write alike stands in `_rows.py`.
+What operators see of queues and workers stands in `_sqlite_views.py`; what SQL adapters write alike, in `_rows.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 
 from creche._job import (
     ERRORS_KEPT,
+    FINISHED,
     WAKE_HORIZON,
     DeadLetter,
     End,
@@ -25,8 +26,8 @@ from creche._job import (
     Lease,
     NewJob,
     Progress,
-    QueueStats,
     ReservedJob,
+    Retention,
     Settlement,
     Status,
 )
@@ -91,7 +92,8 @@ def wakes(row: sqlite3.Row, now: int) -> bool:
     return Status(row["status"]).active and soon(row["available_at"], now)
 
 
-def _datetime(value: int) -> datetime:
+def instant(value: int) -> datetime:
+    """Return a moment as columns keep it."""
     return _EPOCH + value * _MICROSECOND
 
 
@@ -147,7 +149,7 @@ def renewal_columns(held: Lease, progress: Progress | None) -> dict[str, Any]:
 
 def failing_columns(now: int) -> dict[str, Any]:
     """Return what statements need that add to a row's errors."""
-    return {"now": now, "failed_at": _datetime(now).isoformat(), "errors_kept": ERRORS_KEPT}
+    return {"now": now, "failed_at": instant(now).isoformat(), "errors_kept": ERRORS_KEPT}
 
 
 def settlement_columns(settlement: Settlement, now: int) -> dict[str, Any]:
@@ -164,6 +166,11 @@ def settlement_columns(settlement: Settlement, now: int) -> dict[str, Any]:
         "error": columns.error,
         "last_error": columns.last_error,
     }
+
+
+def retention_columns(retention: Retention) -> dict[str, int]:
+    """Return what `prune` and `set_retention` take."""
+    return {str(status): microseconds(getattr(retention, status)) for status in FINISHED}
 
 
 # --- what comes out ---------------------------------------------------------------------------------
@@ -206,7 +213,7 @@ def reserved(row: sqlite3.Row) -> ReservedJob:
         priority=row["priority"],
         attempt=row["attempts"],
         max_attempts=row["max_attempts"],
-        created_at=_datetime(row["created_at"]),
+        created_at=instant(row["created_at"]),
         origin=_rows.origin(row["origin"]),
     )
 
@@ -214,6 +221,11 @@ def reserved(row: sqlite3.Row) -> ReservedJob:
 def ended(changed: Iterable[sqlite3.Row]) -> set[UUID]:
     """Return those jobs that a change has ended."""
     return {UUID(row["id"]) for row in changed if not Status(row["status"]).active}
+
+
+def requests(found: Iterable[sqlite3.Row]) -> frozenset[tuple[str, str, int]]:
+    """Return the cancellations that holders are asked for, of rows of `asked` or `cancel`."""
+    return frozenset((row["holder"], row["id"], row["token"]) for row in found if row["holder"] is not None)
 
 
 def end(row: sqlite3.Row) -> End | None:
@@ -231,26 +243,13 @@ def dead_letter(row: sqlite3.Row) -> DeadLetter:
     return _rows.dead_letter(_plain(row))
 
 
-def stats(found: Iterable[sqlite3.Row], now: int) -> Sequence[QueueStats]:
-    """Return the rows of `stats`, one for each queue and status, as one for each queue."""
-    counts: dict[str, dict[Status, int]] = {}
-    ages: dict[str, float] = {}
-    for row in found:
-        counts.setdefault(row["queue_name"], {})[Status(row["status"])] = row["jobs"]
-        if row["oldest"] is not None:
-            ages[row["queue_name"]] = max(0, now - row["oldest"]) / 1_000_000
-    return [
-        QueueStats(queue_name=queue, counts=counts[queue], oldest_ready=ages.get(queue)) for queue in sorted(counts)
-    ]
-
-
 _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     **dict.fromkeys(("id", "job_id"), UUID),
     **dict.fromkeys(("payload", "result"), str.encode),
     "fingerprint": bytes.fromhex,
     **dict.fromkeys(
         ("available_at", "locked_until", "created_at", "updated_at", "completed_at", "buried_at", "result_expires_at"),
-        _datetime,
+        instant,
     ),
 }
 

@@ -23,11 +23,18 @@ def pending(dialect: Dialect, found: int) -> Sequence[Migration]:
     return [migration for migration in dialect.migrations if migration.version > found]
 
 
-def apply(connection: sqlite3.Connection, dialect: Dialect) -> Sequence[str]:
+def apply(connection: sqlite3.Connection, dialect: Dialect, *, up_to: int | None = None) -> Sequence[str]:
     """Apply what is pending and return the names. The caller has begun a transaction, so that of several processes that
     open a new file at once, one migrates and the others find it done.
+
+    Args:
+        connection: in a transaction.
+        dialect: has the migrations.
+        up_to: the last version that is wanted; None: all.
     """
     applied = pending(dialect, version(connection))
+    if up_to is not None:
+        applied = [migration for migration in applied if migration.version <= up_to]
     for migration in applied:
         for statement in _statements(migration.sql):
             connection.execute(statement)

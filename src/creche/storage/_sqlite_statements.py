@@ -76,6 +76,10 @@ class Statements:
         if ids := [row["id"] for row in ended if row["status"] == Status.FAILED]:
             self.run("write_dead_letters", ids=rows.array(ids), now=now)
 
+    def asked(self) -> frozenset[tuple[str, str, int]]:
+        """Return all cancellations that holders are asked for, whoever and wherever they are."""
+        return rows.requests(self.run("asked"))
+
     # --- upkeep -------------------------------------------------------------------------------------
 
     def next_due(self, queues: Collection[str] | None) -> dict[str, int]:
@@ -96,16 +100,9 @@ class Statements:
 
     def prune(self, limit: int, retention: Retention, now: int) -> int:
         """Delete finished jobs and dead letters past their retention; return how many jobs."""
-        kept = {
-            Status.COMPLETED: retention.completed,
-            Status.FAILED: retention.failed,
-            Status.CANCELLED: retention.cancelled,
-        }
-        pruned = 0
-        for status, seconds in kept.items():
-            before = now - rows.microseconds(seconds)
-            pruned += self.count("prune", status=status, finished_before=before, limit=limit - pruned, now=now)
-        self.run("prune_dead_letters", buried_before=now - rows.microseconds(retention.failed), limit=limit)
+        columns = {**rows.retention_columns(retention), "limit": limit, "now": now}
+        pruned = self.count("prune", **columns)
+        self.run("prune_dead_letters", **columns)
         return pruned
 
     # --- people -------------------------------------------------------------------------------------
@@ -117,9 +114,30 @@ class Statements:
         woken: set[str] = set()
         for job_id in dict.fromkeys(job_ids):
             for row in self.run("retry", id=str(job_id), now=now):
-                self.run("delete_dead_letter", id=str(job_id))
+                self.run("delete_dead_letters", ids=rows.array([job_id]))
                 woken.add(row["queue_name"])
         return woken
+
+    def delete(self, job_ids: Collection[UUID]) -> dict[UUID, Status]:
+        """Delete jobs that are over, with their dead letters; return the status that each had."""
+        found = self.statuses(job_ids)
+        deleted = self.run("delete", ids=rows.array(found))
+        self.run("delete_dead_letters", ids=rows.array(row["id"] for row in deleted))
+        return found
+
+    def resume(self, queues: Collection[str]) -> None:
+        """Hand out jobs of these queues again."""
+        asked = rows.array(queues)
+        self.run("resume", queues=asked)
+        self.run("forget_queues", queues=asked)
+
+    def set_retention(self, queue_name: str, retention: Retention | None) -> None:
+        """Give a queue a retention of its own, or take it away."""
+        if retention is not None:
+            self.run("set_retention", queue_name=queue_name, **rows.retention_columns(retention))
+            return
+        self.run("clear_retention", queue_name=queue_name)
+        self.run("forget_queues", queues=rows.array([queue_name]))
 
     def statuses(self, job_ids: Collection[UUID]) -> dict[UUID, Status]:
         """Return the status of each that exists."""

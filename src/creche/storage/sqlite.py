@@ -18,14 +18,17 @@ from uuid import UUID
 import anyio.lowlevel
 
 from creche._job import (
+    RATE_WINDOW,
     DeadLetter,
     End,
     Extension,
+    Finding,
     Insertion,
     JobFilter,
     JobRecord,
     Lease,
     NewJob,
+    Presence,
     Progress,
     QueueStats,
     Reservation,
@@ -34,19 +37,24 @@ from creche._job import (
     Settlement,
     Status,
     Upkeep,
+    WorkerRecord,
     check_seconds,
 )
-from creche.abc import Capabilities, Listener, Transaction
+from creche.abc import Capabilities, Listener, Storage, Transaction
 from creche.errors import OptionInvalid
 from creche.storage import _sqlite_rows as rows
 from creche.storage import _sqlite_schema as schema
+from creche.storage import _sqlite_views as views
+from creche.storage._presences import encode_presence
 from creche.storage._sql import load
-from creche.storage._sqlite3 import Database, Synchronous, transaction, translated
+from creche.storage._sqlite3 import Database, Synchronous, transaction
+from creche.storage._sqlite_check import Doctor
 from creche.storage._sqlite_dispatch import drive_through, insert
 from creche.storage._sqlite_handles import through
-from creche.storage._sqlite_listener import Bell, Watches
-from creche.storage._sqlite_session import Connection, Session
+from creche.storage._sqlite_listener import Bell, Requests, Watches
+from creche.storage._sqlite_session import Session
 from creche.storage._sqlite_statements import Statements
+from creche.storage._sqlite_transaction import SQLiteTransaction
 
 _CAPABILITIES: Final = Capabilities(listen=True, shared=True, durable=True)
 
@@ -82,9 +90,11 @@ class SQLiteStorage:
             Path(path).absolute(),
             synchronous=synchronous,
             busy_timeout=self._busy_timeout,
+            glance=lambda connection: Statements(connection, self._dialect.statements).asked(),
             foreign_change=self._bell.ring_all,
         )
         self._dialect = load("sqlite")
+        self._synchronous: Synchronous = synchronous
 
     def __repr__(self) -> str:
         return f"<SQLiteStorage {self._database.path}>"
@@ -102,9 +112,8 @@ class SQLiteStorage:
     # --- lifecycle ----------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        await self._database.open()
+        found = await self._database.open(schema.version)
         try:
-            found = await self._database.read(schema.version)
             if schema.pending(self._dialect, found):  # or opening would queue for the write lock, for nothing
                 await self._database.write(lambda connection: schema.apply(connection, self._dialect))
         except BaseException:
@@ -131,6 +140,14 @@ class SQLiteStorage:
         path = anyio.Path(self._database.path)
         found = await self._database.once(schema.version, create=False) if await path.exists() else 0
         return [(migration.name, migration.sql) for migration in schema.pending(self._dialect, found)]
+
+    async def check(self, *, concurrency: int | None = None) -> Sequence[Finding]:  # noqa: ARG002 - nothing hangs on it
+        """See `Storage.check`. A file that is not there is not made."""
+        return await Doctor(self._database.path, self._dialect, self._synchronous).examine()
+
+    def twin(self) -> Storage:
+        """See `Storage.twin`. It has one connection, until it is asked for something that only reads."""
+        return SQLiteStorage(self._database.path, synchronous=self._synchronous, busy_timeout=self._busy_timeout)
 
     # --- dispatch -----------------------------------------------------------------------------------
 
@@ -237,6 +254,7 @@ class SQLiteStorage:
             do.write_dead_letters(buried, moment)
             woken = do.follow_up([*recovered, *buried], moment)
             promoted = do.promote(limit, moment)
+            do.run("prune_workers", now=moment)
             due = do.next_due(None)
             upkeep = Upkeep(
                 recovered=len(recovered),
@@ -260,14 +278,15 @@ class SQLiteStorage:
         if not job_ids:
             return await _nothing(dict[UUID, Status]())
 
-        def work(do: Statements) -> tuple[Mapping[UUID, Status], set[UUID], set[str]]:
+        def work(do: Statements) -> tuple[Mapping[UUID, Status], Requests, set[UUID], set[str]]:
             moment = rows.moment(now)
             changed = do.run("cancel", ids=rows.array(job_ids), now=moment)
             statuses = do.statuses(job_ids)
-            return statuses, rows.ended(changed), do.follow_up(changed, moment)
+            return statuses, rows.requests(changed), rows.ended(changed), do.follow_up(changed, moment)
 
-        statuses, ended, woken = await self._write(work)
+        statuses, requests, ended, woken = await self._write(work)
         self._tell(ended, woken)
+        self._bell.ask(requests)
         return statuses
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
@@ -277,6 +296,12 @@ class SQLiteStorage:
         woken, statuses = await self._write(lambda do: (do.retry(job_ids, rows.moment(now)), do.statuses(job_ids)))
         self._bell.ring(woken)
         return statuses
+
+    async def delete(self, job_ids: Collection[UUID]) -> Mapping[UUID, Status]:
+        """See `Storage.delete`."""
+        if not job_ids:
+            return await _nothing(dict[UUID, Status]())
+        return await self._write(lambda do: do.delete(job_ids))
 
     async def find(self, job_ids: Collection[UUID]) -> Mapping[UUID, JobRecord]:
         """See `Storage.find`."""
@@ -319,7 +344,51 @@ class SQLiteStorage:
 
     async def stats(self, *, now: datetime | None = None) -> Sequence[QueueStats]:
         """See `Storage.stats`."""
-        return await self._read(lambda do: rows.stats(do.run("stats"), rows.moment(now)))
+
+        def work(do: Statements) -> Sequence[QueueStats]:
+            moment = rows.moment(now)
+            return views.stats(do.run("stats", finished_after=moment - rows.microseconds(RATE_WINDOW)), moment)
+
+        return await self._read(work)
+
+    # --- queues, and who serves them ----------------------------------------------------------------
+
+    async def pause(self, queues: Collection[str], *, now: datetime | None = None) -> None:
+        """See `Storage.pause`."""
+        if not queues:
+            await _nothing(None)
+            return
+        await self._write(lambda do: do.run("pause", queues=rows.array(queues), now=rows.moment(now)))
+
+    async def resume(self, queues: Collection[str]) -> None:
+        """See `Storage.resume`."""
+        if not queues:
+            await _nothing(None)
+            return
+        await self._write(lambda do: do.resume(queues))
+        self._bell.ring(queues)
+
+    async def set_retention(self, queue_name: str, retention: Retention | None) -> None:
+        """See `Storage.set_retention`."""
+        await self._write(lambda do: do.set_retention(queue_name, retention))
+
+    async def announce(self, presence: Presence, ttl: float, *, now: datetime | None = None) -> None:
+        """See `Storage.announce`."""
+        said = {"name": presence.name, "presence": encode_presence(presence), "ttl": rows.microseconds(ttl)}
+        await self._write(lambda do: do.run("announce", **said, now=rows.moment(now)))
+
+    async def withdraw(self, name: str) -> None:
+        """See `Storage.withdraw`."""
+        await self._write(lambda do: do.run("withdraw", name=name))
+
+    async def workers(self, *, now: datetime | None = None) -> Sequence[WorkerRecord]:
+        """See `Storage.workers`."""
+
+        def work(do: Statements) -> Sequence[WorkerRecord]:
+            moment = rows.moment(now)
+            return views.workers(do.run("workers", now=moment), moment)
+
+        return await self._read(work)
 
     # --- transactions and wakes ---------------------------------------------------------------------
 
@@ -333,14 +402,16 @@ class SQLiteStorage:
         the storage within the block by other ways than this connection waits for itself, and fails.
         """
         async with Session.of(self._database) as session:
-            shared = _Transaction(session, self._database, self._dialect.statements)
+            shared = SQLiteTransaction(session, self._database, self._dialect.statements)
             yield shared
             await session.commit()
             self._tell(shared.ended, shared.woken)
 
     @asynccontextmanager
     async def listen(self, queues: Collection[str]) -> AsyncGenerator[Listener]:
-        """See `Storage.listen`. Commits of other processes are heard a quarter of a second later at most."""
+        """See `Storage.listen`. Commits of other processes are heard a quarter of a second later at most; they
+        may be about any queue, and wake no holder by its name but the one who is asked to end a job.
+        """
         async with self._bell.listen(queues) as listener:
             yield listener
 
@@ -358,40 +429,6 @@ class SQLiteStorage:
 
     async def _read(self, work: Callable[[Statements], T]) -> T:
         return await self._database.read(lambda connection: work(Statements(connection, self._dialect.statements)))
-
-
-class _Transaction:
-    """A handler's transaction, and the end of its attempt in it."""
-
-    def __init__(self, session: Session, database: Database, texts: Mapping[str, str]) -> None:
-        self.ended: set[UUID] = set()
-        self.woken: set[str] = set()
-        self._session = session
-        self._database = database
-        self._texts = texts
-
-    @property
-    def connection(self) -> Connection:
-        """What the handler writes through."""
-        return self._session.connection
-
-    async def settle(self, settlement: Settlement, *, now: datetime | None = None) -> bool:
-        """See `Transaction.settle`.
-
-        Raises:
-            UsageError: the transaction is over already: it was committed or rolled back through `connection`, or
-                SQLite rolled it back when a statement failed.
-        """
-
-        def work(connection: sqlite3.Connection) -> tuple[set[UUID], set[str], bool]:
-            with translated(self._database.path):
-                changed, woken = Statements(connection, self._texts).settle([settlement], rows.moment(now))
-                return rows.ended(changed.values()), woken, bool(changed)
-
-        ended, woken, held = await self._session.run(work)
-        self.ended |= ended
-        self.woken |= woken
-        return held
 
 
 async def _nothing(answer: T) -> T:

@@ -1,0 +1,2 @@
+-- Forget a worker.
+DELETE FROM creche_workers WHERE name = :name
