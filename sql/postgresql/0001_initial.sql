@@ -75,8 +75,10 @@ CREATE INDEX creche_jobs_due ON creche_jobs (queue_name, available_at)
 CREATE INDEX creche_jobs_held ON creche_jobs (id)
     WHERE status = 'processing';
 
--- What may be pruned, the oldest first. The third column lets the index itself pass over results that are still fresh.
-CREATE INDEX creche_jobs_finished ON creche_jobs (status, completed_at, coalesce(result_expires_at, completed_at))
+-- What may be pruned, the oldest first, queue by queue, because queues may have retentions of their own: what one keeps
+-- for a year is a range apart. The last column lets the index itself pass over results that are still fresh.
+CREATE INDEX creche_jobs_finished
+    ON creche_jobs (queue_name, status, completed_at, coalesce(result_expires_at, completed_at))
     WHERE completed_at IS NOT NULL;
 
 -- Single flight, and the caller's own names: uniqueness is the database's business, in the insert itself.
@@ -98,7 +100,7 @@ CREATE TABLE creche_dead_letters (
     errors       jsonb            NOT NULL
 );
 
-CREATE INDEX creche_dead_letters_buried ON creche_dead_letters (buried_at);
+CREATE INDEX creche_dead_letters_buried ON creche_dead_letters (queue_name, buried_at);
 
 -- Who is to be woken when a job is over. Hints: a row that is lost costs somebody a second, and none is kept for long.
 CREATE TABLE creche_watches (
@@ -109,3 +111,22 @@ CREATE TABLE creche_watches (
 );
 
 CREATE INDEX creche_watches_since ON creche_watches (since);
+
+-- What operators have set of queues; one of which nothing is set has no row. A retention, in seconds, is there whole or
+-- not at all.
+CREATE TABLE creche_queues (
+    queue_name     text COLLATE "C" PRIMARY KEY,
+    paused_at      timestamptz,
+    keep_completed double precision,
+    keep_failed    double precision,
+    keep_cancelled double precision
+);
+
+-- Who works, as it was said last. No index but the key, and room on the page: it is written again and again, in place.
+CREATE TABLE creche_workers (
+    name       text COLLATE "C" PRIMARY KEY,
+    presence   json             NOT NULL,
+    started_at timestamptz      NOT NULL,
+    seen_at    timestamptz      NOT NULL,
+    expires_at timestamptz      NOT NULL
+) WITH (fillfactor = 50);

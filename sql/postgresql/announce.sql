@@ -1,4 +1,6 @@
--- Wake the listeners of these queues in every process when the caller's transaction is committed, and not if it never
--- is. In that transaction, because only its owner knows when it ends; the jobs' own ones never notify: see notify.sql.
-SELECT pg_notify(%(channel)s, q.name)
-  FROM json_array_elements_text(%(queues)s::json) AS q (name)
+-- Note that a worker is there, and until when that holds. When it was first seen stays.
+INSERT INTO creche_workers (name, presence, started_at, seen_at, expires_at)
+SELECT %(name)s, %(presence)s::json, clock.now, clock.now, clock.now + make_interval(secs => %(ttl)s)
+  FROM (SELECT coalesce(%(now)s::timestamptz, now()) AS now) AS clock
+    ON CONFLICT (name) DO UPDATE
+   SET presence = excluded.presence, seen_at = excluded.seen_at, expires_at = excluded.expires_at

@@ -3,15 +3,21 @@
 -- index, and the outer LIMIT stops the walk, so exactly as many rows are locked as are taken. MATERIALIZED: without it
 -- the planner may run the walk more than once. ANY (ARRAY ...) rather than a join: whatever the planner believes of
 -- LIMIT, it then goes to the rows by their ids.
+-- A queue that is paused is as if it had not been named: one probe of creche_queues per name, which locks nothing and
+-- leaves the names in their order, as a join might not.
 -- The filter reads now(), for clock_timestamp() can't be an index condition; the lease begins later than the caller
 -- asked for it, so that the caller's own deadline always comes first.
-WITH claimed AS MATERIALIZED (
+WITH queue AS MATERIALIZED (
+    SELECT asked.name
+      FROM unnest(%(queues)s::text[]) AS asked (name)
+     WHERE (SELECT q.paused_at FROM creche_queues AS q WHERE q.queue_name = asked.name) IS NULL
+), claimed AS MATERIALIZED (
     SELECT j.id
-      FROM unnest(%(queues)s::text[]) WITH ORDINALITY AS q (name, place)
+      FROM queue
      CROSS JOIN LATERAL (
                SELECT r.id
                  FROM creche_jobs AS r
-                WHERE r.queue_name = q.name
+                WHERE r.queue_name = queue.name
                   AND r.status = 'pending'
                   AND (%(types)s::text[] IS NULL OR r.type = ANY (%(types)s::text[]))
                 ORDER BY r.priority DESC, r.available_at, r.id
@@ -34,11 +40,11 @@ WITH claimed AS MATERIALIZED (
     RETURNING id, token, queue_name, type, payload, priority, attempts, max_attempts, created_at, available_at, origin
 ), due AS (
     SELECT min(s.available_at) AS next
-      FROM unnest(%(queues)s::text[]) AS q (name)
+      FROM queue
      CROSS JOIN LATERAL (
                SELECT j.available_at
                  FROM creche_jobs AS j
-                WHERE j.queue_name = q.name
+                WHERE j.queue_name = queue.name
                   AND j.status = 'scheduled'
                 ORDER BY j.available_at
                 LIMIT 1

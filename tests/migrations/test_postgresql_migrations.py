@@ -20,6 +20,7 @@ from databases import in_schema
 pytestmark = pytest.mark.anyio
 
 NAMES = [migration.name for migration in load("postgresql").migrations]
+TABLES = {f"creche_{name}" for name in ("jobs", "dead_letters", "watches", "queues", "workers")}
 
 
 def ask(dsn: str, query: str) -> list[tuple[Any, ...]]:
@@ -56,7 +57,7 @@ async def test_migrating_twice_does_nothing_the_second_time(postgresql_dsn: str)
     assert list(await storage.migrate()) == NAMES
     assert list(await storage.migrate()) == []
     assert list(await storage.pending_migrations()) == []
-    assert tables(postgresql_dsn) == {"creche_jobs", "creche_dead_letters", "creche_migrations", "creche_watches"}
+    assert tables(postgresql_dsn) == {*TABLES, "creche_migrations"}
 
 
 async def test_what_is_applied_is_written_down(postgresql_dsn: str) -> None:

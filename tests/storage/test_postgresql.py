@@ -92,6 +92,8 @@ class TestPostgreSQLStorage(StorageConformance):
         reused.execute("DELETE FROM creche_jobs")
         reused.execute("DELETE FROM creche_dead_letters")
         reused.execute("DELETE FROM creche_watches")
+        reused.execute("DELETE FROM creche_queues")
+        reused.execute("DELETE FROM creche_workers")
         row = reused.execute("SELECT current_schema()").fetchone()
         assert row
         self.dsn = in_schema(postgresql_database, row[0])

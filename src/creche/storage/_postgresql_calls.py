@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Final, Protocol, TypeAlias
 
 from attrs import frozen
+from psycopg import AsyncCursor
 
 from creche.storage._psycopg import Connection
 
@@ -22,18 +23,19 @@ OPTIONS: Final = frozenset({"pool_size", "call_timeout", "prepare_threshold"})
 
 
 async def rows(connection: Link, statement: bytes, parameters: dict[str, Any]) -> list[Row]:
-    """Run one statement in a transaction of its own: one round trip."""
-    return await (await connection.execute(statement, parameters)).fetchall()
+    """Run one statement in a transaction of its own: one round trip. One without RETURNING gives an empty list."""
+    return await _answer(await connection.execute(statement, parameters))
 
 
 async def together(connection: Link, statements: Sequence[Statement]) -> list[list[Row]]:
-    """Run several statements in one transaction, and in one round trip: none waits for the answer of the one before.
-
-    One that answers with no rows, an UPDATE without RETURNING, gives an empty list.
-    """
+    """Run several statements in one transaction, and in one round trip: none waits for the answer of the one before."""
     async with connection.pipeline():
         cursors = [await connection.execute(statement, parameters) for statement, parameters in statements]
-    return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+    return [await _answer(cursor) for cursor in cursors]
+
+
+async def _answer(cursor: AsyncCursor[Row]) -> list[Row]:
+    return await cursor.fetchall() if cursor.description else []
 
 
 class Runner(Protocol):

@@ -31,7 +31,7 @@ _IN_TRANSACTION: Final = (
     "a connection in a transaction: each statement of this one is committed by itself, and a dispatch may take several"
 )
 _PLACEHOLDER: Final = re.compile(r"%\((\w+)\)s")
-_TABLE: Final = re.compile(r"\bcreche_(?:jobs|dead_letters|watches)\b")
+_TABLE: Final = re.compile(r"\bcreche_(?:jobs|dead_letters|watches|queues|workers)\b")
 
 
 def through(handle: object) -> Run:

@@ -16,12 +16,12 @@ from uuid import UUID
 
 import anyio
 from anyio.lowlevel import checkpoint
-from attrs import define
+from attrs import asdict, define
 from psycopg.errors import UniqueViolation
 from psycopg.rows import dict_row
 
 from creche._job import (
-    ERRORS_KEPT,
+    RATE_WINDOW,
     WATCH_LIMIT,
     DeadLetter,
     End,
@@ -31,6 +31,7 @@ from creche._job import (
     JobRecord,
     Lease,
     NewJob,
+    Presence,
     Progress,
     QueueStats,
     Reservation,
@@ -39,6 +40,7 @@ from creche._job import (
     Settlement,
     Status,
     Upkeep,
+    WorkerRecord,
     check_integer,
     check_seconds,
 )
@@ -55,8 +57,11 @@ from creche.storage._postgresql_listener import PostgreSQLListener, channel_name
 from creche.storage._postgresql_schema import Schema
 from creche.storage._postgresql_settle import Ended, end_attempts
 from creche.storage._postgresql_transaction import Transactions
+from creche.storage._postgresql_upkeep import maintain
+from creche.storage._postgresql_views import queue_stats, worker_records
+from creche.storage._presences import encode_presence
 from creche.storage._psycopg import PsycopgDriver
-from creche.storage._rows import dead_letter, end, job_record, queue_stats
+from creche.storage._rows import dead_letter, end, job_record
 from creche.storage._sql import load
 from creche.storage._wakes import Wakes
 
@@ -208,7 +213,9 @@ class PostgreSQLStorage:
         runner = HandleRunner(run, self._sql, opened.schema)
         dispatched = await dispatch_within(runner, jobs=jobs, now=now)
         if dispatched.woken:
-            await runner.rows("announce", {"channel": opened.channel, "queues": json_texts(sorted(dispatched.woken))})
+            await runner.rows(
+                "notify_within", {"channel": opened.channel, "queues": json_texts(sorted(dispatched.woken))}
+            )
         return dispatched.answers
 
     # --- leases -------------------------------------------------------------------------------------
@@ -234,7 +241,7 @@ class PostgreSQLStorage:
             "types": documents.texts(types),
             "now": now,
         }
-        answer = await self._calls.run(partial(rows, statement=self._sql["reserve"], parameters=parameters))
+        answer = await self._ask("reserve", parameters)
         return Reservation(
             jobs=[documents.reserved_job(row, nonce) for row in answer if row[1] is not None],
             next_due_in=documents.seconds_until(answer[0][0]),
@@ -277,45 +284,10 @@ class PostgreSQLStorage:
 
     async def maintain(self, limit: int, *, retention: Retention, now: datetime | None = None) -> Upkeep:
         """See `Storage.maintain`."""
-        parameters = {
-            "limit": limit,
-            "kept": ERRORS_KEPT,
-            "completed": retention.completed,
-            "failed": retention.failed,
-            "cancelled": retention.cancelled,
-            "unwatched": WATCH_LIMIT,
-            "now": now,
-        }
-        names = ("promote", "prune", "prune_dead_letters", "prune_watches", "next_due", "next_expiry")
-
-        async def work(connection: Link) -> tuple[Sequence[Row], Sequence[Sequence[Row]]]:
-            # It waits for no lock, so it is soon over. Given up halfway, it would hold its rows for a moment longer,
-            # and whoever does the upkeep next would pass them over.
-            with anyio.CancelScope(shield=True, deadline=anyio.current_effective_deadline()):
-                return await upkeep(connection)
-            raise StorageUnavailable("PostgreSQL did not end the upkeep in time: its outcome is unknown")
-
-        async def upkeep(connection: Link) -> tuple[Sequence[Row], Sequence[Sequence[Row]]]:
-            runner = OwnRunner(connection, self._sql)
-            async with connection.transaction():
-                ends = await runner.together(("recover", "bury"), parameters)
-                over = [job_id for ((_, ids),) in ends for job_id in ids or ()]
-                followed = await runner.rows("follow_up", {"ids": over, "now": now}) if over else _NO_ROWS
-                return followed, [*ends, *await runner.together(names, parameters)]
-
-        followed, answer = await self._calls.run(work)
-        ((recovered, _),), ((buried, _),), ((promoted, woken),), ((pruned,),), _, _, ((due_in,),), ((expiry_in,),) = (
-            answer
-        )
-        self._wake({name for (name,) in followed}.union(woken or ()))
-        return Upkeep(
-            recovered=recovered,
-            buried=buried,
-            promoted=promoted,
-            pruned=pruned,
-            next_due_in=documents.seconds_until(due_in),
-            next_expiry_in=documents.seconds_until(expiry_in),
-        )
+        work = partial(maintain, sql=self._sql, limit=limit, retention=retention, now=now)
+        maintained = await self._calls.run(work)
+        self._wake(maintained.woken)
+        return maintained.upkeep
 
     # --- people -------------------------------------------------------------------------------------
 
@@ -328,8 +300,8 @@ class PostgreSQLStorage:
 
         nothing: Sequence[Sequence[Row]] = (_NO_ROWS, _NO_ROWS)
         answer, followed = await self._run(job_ids, work, nothing)
-        self._wake({name for (name,) in followed})
-        return {job_id: Status(status) for job_id, status in answer}
+        self._wake({name for (name,) in followed}.union(holder for _, _, holder in answer if holder is not None))
+        return {job_id: Status(status) for job_id, status, _ in answer}
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
         """See `Storage.retry`."""
@@ -343,6 +315,12 @@ class PostgreSQLStorage:
                 raise TransientConflict("a dispatch took a fingerprint just then") from error
 
         answer = await self._run(job_ids, work, _NO_ROWS)
+        self._wake({queue for _, _, queue in answer if queue is not None})
+        return {job_id: Status(status) for job_id, status, _ in answer}
+
+    async def delete(self, job_ids: Collection[UUID]) -> Mapping[UUID, Status]:
+        """See `Storage.delete`."""
+        answer = await self._rows(job_ids, "delete", {"ids": list(job_ids)})
         self._wake({queue for _, _, queue in answer if queue is not None})
         return {job_id: Status(status) for job_id, status, _ in answer}
 
@@ -387,7 +365,36 @@ class PostgreSQLStorage:
 
     async def stats(self, *, now: datetime | None = None) -> Sequence[QueueStats]:
         """See `Storage.stats`."""
-        return queue_stats(await self._calls.run(partial(rows, statement=self._sql["stats"], parameters={"now": now})))
+        return queue_stats(await self._ask("stats", {"now": now, "window": RATE_WINDOW}))
+
+    # --- queues, and who serves them ----------------------------------------------------------------
+
+    async def pause(self, queues: Collection[str], *, now: datetime | None = None) -> None:
+        """See `Storage.pause`."""
+        await self._rows(queues, "pause", {"queues": sorted(set(queues)), "now": now})
+
+    async def resume(self, queues: Collection[str]) -> None:
+        """See `Storage.resume`."""
+        await self._set(queues, "resume", {"queues": sorted(set(queues))})
+        self._wake(queues)
+
+    async def set_retention(self, queue_name: str, retention: Retention | None) -> None:
+        """See `Storage.set_retention`."""
+        kept = dict.fromkeys(("completed", "failed", "cancelled")) if retention is None else asdict(retention)
+        await self._set([queue_name], "set_retention", {"queue": queue_name, "queues": [queue_name], **kept})
+
+    async def announce(self, presence: Presence, ttl: float, *, now: datetime | None = None) -> None:
+        """See `Storage.announce`."""
+        said = {"name": presence.name, "presence": encode_presence(presence), "ttl": ttl, "now": now}
+        await self._ask("announce", said)
+
+    async def withdraw(self, name: str) -> None:
+        """See `Storage.withdraw`."""
+        await self._ask("withdraw", {"name": name})
+
+    async def workers(self, *, now: datetime | None = None) -> Sequence[WorkerRecord]:
+        """See `Storage.workers`."""
+        return worker_records(await self._ask("workers", {"now": now}))
 
     # --- transactions and wakes ---------------------------------------------------------------------
 
@@ -410,8 +417,7 @@ class PostgreSQLStorage:
             yield listener
 
     async def _notify(self, channel: str, words: Sequence[str]) -> None:
-        parameters = {"channel": channel, "queues": words}
-        await self._calls.run(partial(rows, statement=self._sql["notify"], parameters=parameters))
+        await self._ask("notify", {"channel": channel, "queues": words})
 
     def _wake(self, queues: Collection[str]) -> None:
         if self._opened is not None:
@@ -426,10 +432,16 @@ class PostgreSQLStorage:
         return nothing
 
     async def _rows(self, batch: Collection[object], name: str, parameters: dict[str, Any]) -> Sequence[Row]:
-        async def work(connection: Link) -> Sequence[Row]:
-            return await rows(connection, self._sql[name], parameters)
+        return await self._run(batch, partial(rows, statement=self._sql[name], parameters=parameters), _NO_ROWS)
 
-        return await self._run(batch, work, _NO_ROWS)
+    async def _ask(self, name: str, parameters: dict[str, Any]) -> Sequence[Row]:
+        return await self._calls.run(partial(rows, statement=self._sql[name], parameters=parameters))
+
+    async def _set(self, queues: Collection[str], name: str, parameters: dict[str, Any]) -> None:
+        async def work(connection: Link) -> None:
+            await OwnRunner(connection, self._sql).together((name, "forget_queues"), parameters)
+
+        await self._run(queues, work, None)
 
     async def _named(self, statement: str, parameters: dict[str, Any]) -> Sequence[Mapping[str, Any]]:
         async def work(connection: Link) -> Sequence[Mapping[str, Any]]:

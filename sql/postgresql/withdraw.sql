@@ -1,0 +1,3 @@
+-- Forget a worker that has ended.
+DELETE FROM creche_workers
+ WHERE name = %(name)s
