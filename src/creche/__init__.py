@@ -4,10 +4,22 @@ from creche._attempt import Job, current_job
 from creche._backoff import ExponentialBackoff
 from creche._callbacks import Callback, Callbacks
 from creche._calls import Call
-from creche._job import Origin, Progress, Retention, Status
+from creche._job import (
+    CancelReason,
+    DeadLetter,
+    JobRecord,
+    Origin,
+    Progress,
+    QueueStats,
+    Retention,
+    Status,
+    WorkerRecord,
+)
+from creche._limits import StopReason
 from creche._payload import JSONSerializer
-from creche._queue import Queue
+from creche._queue import Queue, Stats
 from creche._receipt import Receipt
+from creche._supervisor import Health, Summary
 from creche._tasks import AsyncTask, SyncTask, Task, Tasks
 from creche._worker import Worker
 from creche.errors import (
@@ -16,6 +28,7 @@ from creche.errors import (
     JobCancelled,
     JobFailed,
     JobNotFound,
+    JobTimeout,
     LeaseLost,
     MissingExtra,
     NoCurrentJob,
@@ -41,14 +54,19 @@ __all__ = [
     "Call",
     "Callback",
     "Callbacks",
+    "CancelReason",
     "CrecheError",
+    "DeadLetter",
     "Discard",
     "ExponentialBackoff",
+    "Health",
     "JSONSerializer",
     "Job",
     "JobCancelled",
     "JobFailed",
     "JobNotFound",
+    "JobRecord",
+    "JobTimeout",
     "LeaseLost",
     "MissingExtra",
     "NoCurrentJob",
@@ -59,14 +77,18 @@ __all__ = [
     "Progress",
     "Queue",
     "QueueNotOpen",
+    "QueueStats",
     "Receipt",
     "ResultInvalid",
     "Retention",
     "Retry",
     "SchemaOutdated",
     "Snooze",
+    "Stats",
     "Status",
+    "StopReason",
     "StorageUnavailable",
+    "Summary",
     "SyncTask",
     "Task",
     "TaskInvalid",
@@ -77,5 +99,6 @@ __all__ = [
     "UnknownType",
     "WaitTimeout",
     "Worker",
+    "WorkerRecord",
     "current_job",
 ]

@@ -16,12 +16,13 @@ from uuid import UUID
 
 import anyio
 import anyio.lowlevel
-from anyio import get_cancelled_exc_class
-from attrs import frozen
+from anyio import CancelScope, get_cancelled_exc_class
+from attrs import evolve, frozen
 
 from creche._calls import encode_result
 from creche._job import (
     MESSAGE_LIMIT,
+    CancelReason,
     Event,
     Lease,
     Origin,
@@ -37,6 +38,7 @@ from creche._payload import MAX_RESULT, Refused, clean, describe
 from creche.abc import Backoff, Serializer, Storage, Transaction
 from creche.errors import (
     Discard,
+    JobTimeout,
     LeaseLost,
     NoCurrentJob,
     OptionInvalid,
@@ -66,6 +68,7 @@ class Job:
         self._started = anyio.current_time()
         self._transacting = False
         self._result: bytes | None = None
+        self.limit: CancelScope | None = None  # ends the attempt at its job_timeout
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.type!r}, attempt {self.attempt} of {self.max_attempts}>"
@@ -113,6 +116,11 @@ class Job:
         return self._held.job.origin
 
     @property
+    def payload_text(self) -> bytes:
+        """The arguments as they are stored: JSON text in UTF-8."""
+        return self._held.job.payload
+
+    @property
     def lease(self) -> Lease:
         """The right under which this attempt runs."""
         return self._held.lease
@@ -121,6 +129,23 @@ class Job:
     def deadline(self) -> float:
         """When that right ends unless it is renewed, on the event loop's clock (`anyio.current_time()`)."""
         return self._held.deadline
+
+    @property
+    def cancel_reason(self) -> CancelReason | None:
+        """Why this attempt is being cancelled; None if it is not. For `finally` blocks and for those that catch the
+        event loop's cancellation to clean up: it is the loop's own, and has to be let through.
+        """
+        match self._held.verdict:
+            case Verdict.LOST:
+                return CancelReason.LEASE_LOST
+            case Verdict.ASKED:
+                return CancelReason.CANCELLED
+            case _ if self.limit is not None and self.limit.cancel_called:
+                return CancelReason.TIMEOUT
+            case _ if anyio.current_effective_deadline() == -math.inf:
+                return CancelReason.SHUTDOWN
+            case _:
+                return None
 
     @property
     def payload(self) -> Any:
@@ -320,6 +345,10 @@ class Handlers(Protocol):
         """Return the back-off of this job type, if it has one of its own."""
         ...
 
+    def job_timeout(self, type: str) -> float | None:
+        """Return the seconds that an attempt of this job type may take, if it says so itself."""
+        ...
+
     def stuck(self) -> int:
         """Return how many handlers still sit in threads that their attempts had to leave."""
         ...
@@ -360,11 +389,13 @@ class Runner:
     Args:
         handlers: what to call.
         desk: for the `Job` that handlers see.
+        job_timeout: seconds that an attempt may take whose type says nothing of it; None: as long as it likes.
     """
 
-    def __init__(self, handlers: Handlers, desk: Desk) -> None:
+    def __init__(self, handlers: Handlers, desk: Desk, *, job_timeout: float | None = None) -> None:
         self._handlers = handlers
         self._desk = desk
+        self._job_timeout = job_timeout
 
     async def run(self, held: Held, ended: Callable[[Result], None]) -> None:
         """Run one attempt inside its lease, and tell how it ended.
@@ -376,7 +407,7 @@ class Runner:
         start: Final = anyio.current_time()
         outcome: Outcome | None = Released()
         try:
-            outcome = await _inside_lease(held, lambda: self._handlers.call(job, held.job.payload))
+            outcome = await _inside_lease(held, lambda: self._outcome(job))
         finally:
             _current.reset(token)
             if held.settled:
@@ -384,15 +415,32 @@ class Runner:
             else:
                 ended(Result(outcome=outcome, seconds=anyio.current_time() - start))
 
+    async def _outcome(self, job: Job) -> Outcome:
+        """Call the handler, for as long as an attempt may take."""
+        timeout = self._handlers.job_timeout(job.type) or self._job_timeout
 
-async def _inside_lease(held: Held, call: Callable[[], Coroutine[Any, Any, bytes]]) -> Outcome | None:
+        async def call() -> Outcome:
+            return await _outcome(self._handlers.call(job, job.payload_text))
+
+        if timeout is None:
+            return await call()
+        late = describe(JobTimeout(timeout))
+        outcome: Outcome = Failed(error=late)
+        with CancelScope(deadline=anyio.current_time() + timeout) as job.limit:
+            outcome = await call()
+        if job.limit.cancel_called and isinstance(outcome, Failed):  # what it raised while it was made to end
+            return Failed(error=evolve(late, traceback=outcome.error.traceback))
+        return outcome
+
+
+async def _inside_lease(held: Held, call: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome | None:
     outcome: Outcome | None = None
     scope = held.scope()
     try:
         with scope:
             await anyio.lowlevel.checkpoint()  # cancelled already: the handler's first line never runs
             # A neighbour may have blocked the loop past our deadline, and nobody has looked at the clock since.
-            outcome = Released() if held.expired else await _outcome(call)
+            outcome = Released() if held.expired else await call()
     except Exception as error:  # noqa: BLE001 - a task group that was cancelled and failed while it cleaned up
         outcome = Failed(error=describe(error))
     except get_cancelled_exc_class() as error:
@@ -416,9 +464,9 @@ def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return _leaf(cast("BaseExceptionGroup[BaseException]", first)) if isinstance(first, BaseExceptionGroup) else first
 
 
-async def _outcome(call: Callable[[], Coroutine[Any, Any, bytes]]) -> Outcome:
+async def _outcome(handling: Coroutine[Any, Any, bytes]) -> Outcome:
     try:
-        return Succeeded(result=await call())
+        return Succeeded(result=await handling)
     except BaseExceptionGroup as group:
         cancelled, rest = group.split(get_cancelled_exc_class())
         if cancelled is not None:

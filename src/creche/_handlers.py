@@ -14,6 +14,7 @@ from anyio import CapacityLimiter, get_cancelled_exc_class
 
 from creche._attempt import Job
 from creche._calls import encode_result
+from creche._processes import Processes
 from creche._tasks import Tasks
 from creche.abc import Backoff, Serializer
 
@@ -79,6 +80,7 @@ class TaskHandlers:
         self._limit = limit
         self._serializer = serializer
         self._threads = Threads()
+        self._processes = Processes()
 
     def stuck(self) -> int:
         """Return how many handlers still sit in threads that their attempts had to leave."""
@@ -88,6 +90,10 @@ class TaskHandlers:
         """Return the task's own back-off."""
         return self._tasks.get(type).backoff if type in self._tasks else None
 
+    def job_timeout(self, type: str) -> float | None:
+        """Return the task's own limit."""
+        return self._tasks.get(type).job_timeout if type in self._tasks else None
+
     async def call(self, job: Job, payload: bytes) -> bytes:
         """Run the handler of `job`; return its result as JSON text."""
         task = self._tasks.get(job.type)
@@ -96,6 +102,8 @@ class TaskHandlers:
             positional.insert(0, job)
         if task.asynchronous:
             result = await task.function(*positional, **named)
+        elif task.cpu:
+            result = await self._processes.run(task.function.__module__, task.function.__qualname__, positional, named)
         else:
             result = await self._threads.run(partial(task.function, *positional, **named))
         return encode_result(self._serializer, result, job.type, self._limit)
@@ -116,6 +124,10 @@ class PlainHandler:
         self._serializer = serializer
 
     def backoff(self, type: str) -> Backoff | None:  # noqa: ARG002 - part of the Protocol
+        """There are no tasks here that could have one."""
+        return None
+
+    def job_timeout(self, type: str) -> float | None:  # noqa: ARG002 - part of the Protocol
         """There are no tasks here that could have one."""
         return None
 

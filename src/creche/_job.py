@@ -532,6 +532,15 @@ class QueueStats:
     retention: Retention | None = None
 
 
+class CancelReason(StrEnum):
+    """Why an attempt is being cancelled."""
+
+    CANCELLED = "cancelled"  # somebody cancelled the job
+    TIMEOUT = "timeout"  # it ran for longer than its job_timeout
+    LEASE_LOST = "lease lost"  # another worker may have the job
+    SHUTDOWN = "shutdown"  # the worker ends, and gives the job back
+
+
 # --- who works, and what is wrong -------------------------------------------------------------------
 
 

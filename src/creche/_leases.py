@@ -6,6 +6,7 @@ It asks no storage; the renewer and the settler do, and write down here what the
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Final
@@ -26,6 +27,8 @@ class Verdict(Enum):
     ASKED = auto()  # somebody cancelled the job
 
 
+_REASONS: Final = {Verdict.LOST: "the lease is lost", Verdict.ASKED: "the job was cancelled"}
+
 class Held:
     """One lease in our hands.
 
@@ -33,19 +36,29 @@ class Held:
     statement was sent, less a margin: so it passes here before the database can give the job away, whatever
     either wall clock says (Martin Kleppmann, "How to do distributed locking", 2016, on why a lease needs both
     this and a fencing token).
+
+    `Holdings.end_what_runs_out` ends its scope at that moment, not a deadline of the scope's own: when the event loop
+    was blocked for longer than the lease, a thread may have renewed it meanwhile, and the scope's own deadline would
+    end it before anybody could say so.
     """
 
-    __slots__ = ("_scope", "deadline", "job", "lease", "progress", "settled", "settling", "verdict")
+    __slots__ = ("_deadline", "_scope", "_secured", "job", "lease", "progress", "settled", "settling", "verdict")
 
     def __init__(self, job: ReservedJob, deadline: float) -> None:
         self.job = job
         self.lease: Lease = job.lease
-        self.deadline = deadline
+        self._deadline = deadline
+        self._secured = -math.inf
         self.verdict: Verdict | None = None
         self.progress: Progress | None = None  # said by the handler, and not written yet
         self.settling = False  # the handler's own transaction, which ends the attempt, is being committed
         self.settled = False  # it was
         self._scope: CancelScope | None = None
+
+    @property
+    def deadline(self) -> float:
+        """When the right to run ends, on the event loop's clock."""
+        return max(self._deadline, self._secured)
 
     @property
     def expired(self) -> bool:
@@ -54,16 +67,18 @@ class Held:
 
     def scope(self) -> CancelScope:
         """Return the scope in which the attempt has to run: it ends with the lease."""
-        self._scope = CancelScope(deadline=self.deadline)
+        self._scope = CancelScope()
         if self.verdict is not None:
-            self._scope.cancel()
+            self._scope.cancel(_REASONS[self.verdict])
         return self._scope
 
     def postpone(self, deadline: float) -> None:
         """The lease lasts longer now; it never lasts less."""
-        self.deadline = max(self.deadline, deadline)
-        if self._scope is not None:
-            self._scope.deadline = self.deadline
+        self._deadline = max(self._deadline, deadline)
+
+    def secure(self, deadline: float) -> None:
+        """The lease lasts longer now. The one thing here that another thread may say."""
+        self._secured = deadline
 
     def settle(self) -> None:
         """The attempt's end is written: no lease ends it any more. What is left of the handler may run on."""
@@ -79,7 +94,7 @@ class Held:
         if self.verdict is None or verdict is Verdict.LOST:
             self.verdict = verdict
         if self._scope is not None:
-            self._scope.cancel()
+            self._scope.cancel(_REASONS[self.verdict])
 
 
 class Holdings:
@@ -95,10 +110,17 @@ class Holdings:
         self._stuck = stuck
         self._held: dict[Lease, Held] = {}
         self._running = 0
+        self._running_in: Counter[str] = Counter()
         self._room = anyio.Event()
+        self._next_end = math.inf
+        self._earlier = anyio.Event()
 
     def __iter__(self) -> Iterator[Held]:
         return iter(list(self._held.values()))
+
+    def snapshot(self) -> list[Held]:
+        """Return what is held at this moment, to any thread."""
+        return list(self._held.values())
 
     def get(self, lease: Lease) -> Held | None:
         """Return what is held under this lease."""
@@ -115,14 +137,27 @@ class Holdings:
         """Whether nothing runs, and no end waits to be written."""
         return not (self._held or self._running or self._stuck())
 
+    def running_in(self, queue_name: str) -> int:
+        """Return how many attempts of jobs of this queue run."""
+        return self._running_in[queue_name]
+
+    @property
+    def running(self) -> int:
+        """How many attempts run."""
+        return self._running
+
     def take(self, held: Held) -> None:
         """A reserved job arrived: it occupies a slot, and its lease must be renewed."""
         self._held[held.lease] = held
         self._running += 1
+        self._running_in[held.job.queue_name] += 1
+        if held.deadline < self._next_end:
+            self._earlier.set()
 
-    def vacate(self) -> None:
+    def vacate(self, held: Held) -> None:
         """An attempt ended: its slot is free, though its lease is still to be settled."""
         self._running -= 1
+        self._running_in[held.job.queue_name] -= 1
         self._room.set()
 
     def drop(self, held: Held) -> None:
@@ -137,3 +172,15 @@ class Holdings:
             with anyio.move_on_after(_GLANCE):  # a thread that ends rings no bell
                 await self._room.wait()
         return self.room
+
+    async def end_what_runs_out(self) -> None:
+        """End each attempt at the moment when its lease runs out, until cancelled."""
+        while True:
+            for held in self:
+                if held.expired and held.verdict is not Verdict.LOST:
+                    held.revoke(Verdict.LOST)
+            lasting = [held.deadline for held in self._held.values() if held.verdict is not Verdict.LOST]
+            self._next_end = min(lasting, default=math.inf)
+            self._earlier = anyio.Event()
+            with CancelScope(deadline=self._next_end):
+                await self._earlier.wait()

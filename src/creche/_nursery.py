@@ -1,10 +1,13 @@
-"""A task group for background services that leaves its block's own exceptions as they are. It runs no job."""
+"""A task group for background services that leaves its block's own exceptions as they are, and the name of the event
+loop beneath it. It runs no job.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+import anyio.lowlevel
 from anyio import create_task_group
 from anyio.abc import TaskGroup
 
@@ -25,3 +28,8 @@ async def background() -> AsyncGenerator[TaskGroup]:
         services.cancel_scope.cancel()
     if raised is not None:
         raise raised
+
+
+def current_backend() -> str:
+    """Return the name of the event loop that runs here, as `anyio.run(…, backend=…)` takes it: asyncio or trio."""
+    return anyio.lowlevel.current_token().backend_class.__module__.rpartition("_")[2]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast, overload
 from uuid import UUID
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from creche import _waiting
+from creche._bulk import dispatched_before, matching
 from creche._callbacks import Callback, Callbacks, When, record
 from creche._calls import DEFAULTS, Call, Options, around_result, encode_payload, make_follow_up, make_options
 from creche._ids import new_job_id
 from creche._job import (
+    ACTIVE,
+    FINISHED,
+    DeadLetter,
     End,
     FollowUp,
     JobFilter,
@@ -24,9 +28,12 @@ from creche._job import (
     NewJob,
     On,
     QueueStats,
+    Retention,
     Status,
+    WorkerRecord,
     check_integer,
     check_name,
+    seconds,
 )
 from creche._nursery import background
 from creche._payload import MAX_RESULT, JSONSerializer, Refused, fingerprint, to_plain
@@ -40,6 +47,19 @@ R = TypeVar("R")
 
 DEFAULT_DSN: Final = "sqlite:///creche.db"
 RESULT_CEILING: Final = 8 << 20  # bytes: half of what a MySQL server takes as one statement unless it is told otherwise
+
+
+@frozen(kw_only=True)
+class Stats:
+    """How it all stands.
+
+    Attributes:
+        queues: each that has jobs, is paused, or has a retention of its own, by its name.
+        workers: those that live, by their names.
+    """
+
+    queues: Sequence[QueueStats]
+    workers: Sequence[WorkerRecord]
 
 
 class Queue:
@@ -141,6 +161,8 @@ class Queue:
         result_ttl: float | timedelta | None = None,
         unique: bool | None = None,
         backoff: Backoff | None = None,
+        job_timeout: float | timedelta | None = None,
+        cpu: bool = False,
     ) -> TaskDecorator:
         """Register a function as the handler of a job type; see `Tasks.task` for the options."""
         return self.tasks.task(
@@ -151,6 +173,8 @@ class Queue:
             result_ttl=result_ttl,
             unique=unique,
             backoff=backoff,
+            job_timeout=job_timeout,
+            cpu=cpu,
         )
 
     def callback(
@@ -162,10 +186,17 @@ class Queue:
         priority: int | None = None,
         max_attempts: int | None = None,
         backoff: Backoff | None = None,
+        job_timeout: float | timedelta | None = None,
     ) -> TaskDecorator:
         """Register a function to run when a job is over; see `Tasks.callback` for the options."""
         return self.tasks.callback(
-            type, on=on, queue=queue, priority=priority, max_attempts=max_attempts, backoff=backoff
+            type,
+            on=on,
+            queue=queue,
+            priority=priority,
+            max_attempts=max_attempts,
+            backoff=backoff,
+            job_timeout=job_timeout,
         )
 
     def include(self, tasks: Tasks) -> None:
@@ -337,9 +368,12 @@ class Queue:
     async def cancel(self, job_id: UUID | str) -> Status:
         """Cancel a job: at once while it waits, by way of its worker while it runs.
 
+        Its handler then gets the event loop's own cancellation, and its `finally` blocks run; `Job.cancel_reason` tells
+        them why. A handler in a thread can't be ended: its attempt is, and what it returns is thrown away.
+
         Returns:
-            `cancelled` if it was waiting; `processing` if its worker will learn of it with the next renewal, at
-            the latest; else how it had ended before.
+            `cancelled` if it was waiting; `processing` if its worker was woken, and learns of it with the next renewal
+            at the latest; else how it had ended before.
 
         Raises:
             JobNotFound: never dispatched here, or pruned since.
@@ -368,16 +402,107 @@ class Queue:
         before: UUID | None = None,
     ) -> Sequence[JobRecord]:
         """Return rows of jobs, newest first; `before` is the last id of the page before."""
-        where = JobFilter(
-            queues=None if queues is None else frozenset(queues),
-            types=None if types is None else frozenset(types),
-            statuses=None if statuses is None else frozenset(statuses),
-        )
-        return await self._open().list(where, limit, before=before)
+        return await self._open().list(_where(queues, types, statuses), limit, before=before)
 
-    async def stats(self) -> Sequence[QueueStats]:
-        """Return how many jobs of each queue stand in which state."""
-        return await self._open().stats()
+    async def delete(self, job_id: UUID | str) -> Status:
+        """Delete a job that is over, with its cached result and its dead letter.
+
+        Returns:
+            How it had ended. A status that is active: it was left as it is; cancel it first.
+
+        Raises:
+            JobNotFound: never dispatched here, or gone already.
+        """
+        return _only(_uuid(job_id), await self._open().delete([_uuid(job_id)]))
+
+    async def dead_letters(self, *, limit: int = 100, before: UUID | None = None) -> Sequence[DeadLetter]:
+        """Return the copies of jobs that failed for good, with their errors, newest first; `before` is the last id of
+        the page before.
+        """
+        return await self._open().dead_letters(limit, before=before)
+
+    # --- many at once -------------------------------------------------------------------------------
+
+    async def cancel_all(
+        self,
+        *,
+        queues: Collection[str] | None = None,
+        types: Collection[str] | None = None,
+        statuses: Collection[Status] = ACTIVE,
+        older_than: float | timedelta = 0.0,
+    ) -> int:
+        """Cancel all jobs that match, page by page; return how many. Those that are dispatched meanwhile are left.
+
+        Args:
+            queues: only of these.
+            types: only of these job types.
+            statuses: of the active ones, only these.
+            older_than: seconds since they were dispatched.
+        """
+        where = _where(queues, types, ACTIVE.intersection(statuses))
+        return await self._to_all(self._open().cancel, where, older_than, {Status.CANCELLED, Status.PROCESSING})
+
+    async def retry_all(
+        self,
+        *,
+        queues: Collection[str] | None = None,
+        types: Collection[str] | None = None,
+        statuses: Collection[Status] = (Status.FAILED,),
+        older_than: float | timedelta = 0.0,
+    ) -> int:
+        """Make all failed, cancelled or scheduled jobs that match ready now; return how many. See `cancel_all`."""
+        retriable = {Status.FAILED, Status.CANCELLED, Status.SCHEDULED}
+        where = _where(queues, types, retriable.intersection(statuses))
+        return await self._to_all(self._open().retry, where, older_than, {Status.PENDING})
+
+    async def delete_all(
+        self,
+        *,
+        queues: Collection[str] | None = None,
+        types: Collection[str] | None = None,
+        statuses: Collection[Status] = FINISHED,
+        older_than: float | timedelta = 0.0,
+    ) -> int:
+        """Delete all jobs that are over and match; return how many. See `cancel_all`."""
+        where = _where(queues, types, FINISHED.intersection(statuses))
+        return await self._to_all(self._open().delete, where, older_than, FINISHED)
+
+    async def _to_all(
+        self,
+        act: Callable[[Collection[UUID]], Awaitable[Mapping[UUID, Status]]],
+        where: JobFilter,
+        older_than: float | timedelta,
+        done: Collection[Status],
+    ) -> int:
+        count = 0
+        before = dispatched_before(seconds("older_than", older_than))
+        async for page in matching(self._open(), where, before=before):
+            statuses = await act([job.id for job in page])
+            count += sum(status in done for status in statuses.values())
+        return count
+
+    # --- queues, and who serves them ----------------------------------------------------------------
+
+    async def pause(self, *names: str) -> None:
+        """Hand out no more jobs of these queues, to any worker, until they are resumed. What runs goes on."""
+        await self._open().pause(_names(names))
+
+    async def resume(self, *names: str) -> None:
+        """Hand out jobs of these queues again."""
+        await self._open().resume(_names(names))
+
+    async def set_retention(self, name: str, retention: Retention | None) -> None:
+        """Say how long the finished jobs of a queue are kept, whatever its workers say; None: let them."""
+        await self._open().set_retention(check_name("name", name), retention)
+
+    async def workers(self) -> Sequence[WorkerRecord]:
+        """Return the workers that live, and what they hold; one that was killed is among them for half a minute."""
+        return await self._open().workers()
+
+    async def stats(self) -> Stats:
+        """Return how each queue stands, and who works. It counts every job: not for a loop."""
+        storage = self._open()
+        return Stats(queues=await storage.stats(), workers=await storage.workers())
 
     async def look_up(self, job_id: UUID) -> JobRecord | None:
         """Return a job's row, or None."""
@@ -415,6 +540,20 @@ def _one_connection(calls: Sequence[Call[Any]]) -> object:
     if any(each is not first for each in others):
         raise OptionInvalid("connection", first, "the same one for all calls of a batch: it is written as one")
     return first
+
+
+def _where(
+    queues: Collection[str] | None, types: Collection[str] | None, statuses: Collection[Status] | None
+) -> JobFilter:
+    return JobFilter(
+        queues=None if queues is None else frozenset(queues),
+        types=None if types is None else frozenset(types),
+        statuses=None if statuses is None else frozenset(statuses),
+    )
+
+
+def _names(names: Sequence[str]) -> Sequence[str]:
+    return [check_name("name", name) for name in names]
 
 
 def _uuid(job_id: UUID | str) -> UUID:

@@ -54,6 +54,7 @@ class Renewer:
         self._renewed = renewed
         self._progressed = progressed
         self._news = anyio.Event()
+        self._asked = anyio.Event()
         self._reporting: set[Lease] = set()  # whose progress is on its way
         self._scope = CancelScope(shield=True)
 
@@ -66,17 +67,24 @@ class Renewer:
         held.progress = progress
         self._news.set()
 
+    def hurry(self) -> None:
+        """Renew now: somebody may have asked for the cancellation of a job that is held."""
+        self._asked.set()
+
     async def run(self) -> None:
         """Renew until stopped. Shielded: jobs that are being settled still need their leases."""
         with self._scope:
             async with create_task_group() as tasks:
                 tasks.start_soon(self._write_news, name="progress")
+                tasks.start_soon(self._holdings.end_what_runs_out, name="deadlines")
                 await self._renew_regularly()
 
     async def _renew_regularly(self) -> None:
         patience = Patience("renewer", shortest=self._lease / 30, longest=self._lease / 10)
         while True:
-            await anyio.sleep(self._lease / 3)
+            with anyio.move_on_after(self._lease / 3):
+                await self._asked.wait()
+            self._asked = anyio.Event()
             await self._renew_all(patience)
 
     async def _write_news(self) -> None:

@@ -7,7 +7,9 @@ settles outlives the jobs by nesting, not by bookkeeping.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -18,14 +20,17 @@ from attrs import frozen
 
 from creche import _events as events
 from creche._attempt import Desk, Handlers, Result, Runner
-from creche._job import Event, Failure, Progress, Retention
+from creche._job import Event, Failure, Presence, Progress, Retention, WorkerState
 from creche._leases import Held, Holdings
 from creche._lifecycle import BURIES, Case, Released, decide
+from creche._limits import Limits, StopReason
 from creche._maintenance import Maintainer
+from creche._registry import Registry
 from creche._renewer import Renewer
 from creche._reserver import Order, Reserver
 from creche._settler import Ended, Settler
 from creche._wake import Alarm, Doorbell, Listening
+from creche._watchdog import Watchdog
 from creche.abc import Backoff, Serializer, Storage
 
 _log = logging.getLogger("creche")
@@ -38,12 +43,16 @@ class Settings:
     """A worker's settings, checked.
 
     Attributes:
-        name: of this start of this worker.
-        queues: names, in the order in which they are served.
+        presence: what the worker says of itself: its name, its queues, how many attempts at once.
+        limits: how many jobs of a queue run at once, of those that have a limit of their own.
+        weights: of each queue, if which one comes first is drawn each time.
         types: job types, read anew at each reserve; None for all.
-        concurrency: how many attempts at once.
         lease: seconds.
         grace: seconds that running jobs get when the worker is told to stop.
+        job_timeout: seconds that an attempt may take whose type says nothing of it.
+        max_jobs: how many attempts it begins.
+        max_memory: bytes of resident memory above which it begins no more.
+        burst: whether it ends when nothing is left to do.
         poll_interval: seconds between looks when nothing rings.
         maintenance_interval: seconds between rounds of upkeep.
         retention: how long finished jobs are kept.
@@ -51,12 +60,16 @@ class Settings:
         hooks: told of every event.
     """
 
-    name: str
-    queues: Sequence[str]
+    presence: Presence
+    limits: Mapping[str, int]
+    weights: Mapping[str, int] | None
     types: Collection[str] | None
-    concurrency: int
     lease: float
     grace: float
+    job_timeout: float | None
+    max_jobs: int | None
+    max_memory: int | None
+    burst: bool
     poll_interval: float
     maintenance_interval: float
     retention: Retention
@@ -64,9 +77,55 @@ class Settings:
     hooks: Sequence[events.Hook]
 
     @property
+    def name(self) -> str:
+        """Of this start of this worker."""
+        return self.presence.name
+
+    @property
+    def queues(self) -> Sequence[str]:
+        """Names, in the order in which they are served."""
+        return self.presence.queues
+
+    @property
     def margin(self) -> float:
         """Seconds by which our deadlines come before the database's: time for a cancelled handler to clean up."""
         return min(self.lease / 10, 2.0)
+
+
+@frozen(kw_only=True)
+class Summary:
+    """What a worker did, from its start to its end.
+
+    Attributes:
+        reason: why it ended.
+        succeeded: jobs that are completed.
+        failed: attempts that failed, of which some were tried again.
+        dead: jobs that failed for good.
+        released: attempts that were given back.
+        cancelled: jobs that were cancelled while they ran.
+    """
+
+    reason: StopReason
+    succeeded: int = 0
+    failed: int = 0
+    dead: int = 0
+    released: int = 0
+    cancelled: int = 0
+
+
+@frozen(kw_only=True)
+class Health:
+    """How a worker is.
+
+    Attributes:
+        live: its event loop turns. If not for long, only a new process helps.
+        ready: it reserves, and its database answers.
+        reason: what is wrong, for people; empty if nothing is.
+    """
+
+    live: bool
+    ready: bool
+    reason: str = ""
 
 
 class Supervisor:
@@ -97,7 +156,10 @@ class Supervisor:
         self._handlers = handlers
         self._settled = settled
         self._announcer = events.Announcer(settings.hooks)
-        self._holdings = Holdings(settings.concurrency, handlers.stuck)
+        self._holdings = Holdings(settings.presence.concurrency, handlers.stuck)
+        self._limits = Limits(max_jobs=settings.max_jobs, max_memory=settings.max_memory)
+        self._registry = Registry(storage, settings.presence, state=lambda: self._state)
+        self._watchdog = Watchdog(storage, self._holdings, lease=settings.lease, margin=settings.margin)
         self._doorbell = Doorbell(settings.poll_interval)
         self._alarm = Alarm()
         self._settler = Settler(storage, self._holdings, timeout=settings.lease / 3, answered=self._answered)
@@ -117,8 +179,10 @@ class Supervisor:
             reported=self._renewer.report,
             committed=self._committed,
         )
-        self._runner = Runner(handlers, desk)
-        self._listening = Listening(storage, settings.queues, self._doorbell)
+        self._runner = Runner(handlers, desk, job_timeout=settings.job_timeout)
+        self._listening = Listening(
+            storage, settings.queues, self._doorbell, name=settings.name, called=self._renewer.hurry
+        )
         self._maintainer = Maintainer(
             storage,
             settings.retention,
@@ -131,6 +195,8 @@ class Supervisor:
             storage,
             Order(
                 queues=settings.queues,
+                limits=settings.limits,
+                weights=settings.weights,
                 types=settings.types,
                 lease=settings.lease,
                 margin=settings.margin,
@@ -139,38 +205,97 @@ class Supervisor:
             self._holdings,
             doorbell=self._doorbell,
             alarm=self._alarm,
+            left=lambda: self._limits.left,
             start=self._start,
             refuse=self._refuse,
             idle=self._idle,
+            drained=self._drained,
         )
         self._intake = CancelScope()
+        self._reserving = CancelScope()
         self._attempts: TaskGroup | None = None
-        self._impatient = False
+        self._reason = StopReason.STOPPED
+        self._last_moment = math.inf  # on the event loop's clock: what runs then is cancelled and given back
+        self._leaving = False
+        self._ends: Counter[Event] = Counter()
+
+    # --- told from outside --------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Stop reserving, let jobs finish for the grace, then give back what is left. A second call: no grace."""
-        self._impatient = self._intake.cancel_called
-        self._intake.cancel()
-        if self._impatient and self._attempts is not None:
-            self._attempts.cancel_scope.cancel()
+        grace = self._settings.grace if self._last_moment == math.inf else 0.0
+        self._last_moment = anyio.current_time() + grace
+        self._limit_attempts()
+        self._end_intake()
 
-    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
-        """Work until `stop`, or until cancelled: then what is held is given back at once, inside a bounded shield."""
-        settings = self._settings
+    def quiet(self) -> None:
+        """Reserve no more; do all the rest until `stop`."""
+        self._reserving.cancel()
+        self._registry.change()
+
+    @property
+    def health(self) -> Health:
+        """How it is; to be asked by any thread."""
+        lag = self._watchdog.lag
+        live = lag < self._settings.lease
+        match self._state:
+            case _ if not live:
+                reason = f"the event loop has been blocked for {lag:.1f} s"
+            case WorkerState.RUNNING if self._reserver.failing or self._registry.failing:
+                reason = "the database does not answer"
+            case WorkerState.RUNNING if self._attempts is None:
+                reason = "it is starting"
+            case WorkerState.RUNNING:
+                reason = ""
+            case state:
+                reason = f"it is {state}: it reserves nothing more"
+        return Health(live=live, ready=not reason, reason=reason)
+
+    @property
+    def _state(self) -> WorkerState:
+        if self._intake.cancel_called or self._leaving:
+            return WorkerState.STOPPING
+        return WorkerState.QUIET if self._reserving.cancel_called else WorkerState.RUNNING
+
+    def _end(self, reason: StopReason) -> None:
+        """It has done enough: begin nothing more, finish what is held, however long it takes, and end."""
+        if not self._intake.cancel_called:
+            self._reason = reason
+            _log.info("worker %s finishes what it holds, and ends: %s", self._settings.name, reason)
+            self._end_intake()
+
+    def _end_intake(self) -> None:
+        self._intake.cancel()
+        self._registry.change()
+
+    def _limit_attempts(self) -> None:
+        if self._attempts is not None:
+            scope = self._attempts.cancel_scope
+            scope.deadline = min(scope.deadline, self._last_moment)
+
+    # --- the nursery --------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> Summary:
+        """Work until `stop`, until a limit is reached, or until cancelled: then what is held is given back at once,
+        inside a bounded shield.
+        """
         async with create_task_group() as services:
             self._announcer.attach(services)
             services.start_soon(self._settler.run, name="settler")
             services.start_soon(self._renewer.run, name="renewer")
+            services.start_soon(self._watchdog.run, name="watchdog")
+            services.start_soon(self._registry.run, name="registry")
             try:
                 async with create_task_group() as self._attempts:
+                    self._limit_attempts()
                     with self._intake:
                         await self._take_in(task_status)
-                    grace = 0.0 if self._impatient else settings.grace
-                    self._attempts.cancel_scope.deadline = anyio.current_time() + grace
             finally:
+                self._leaving = True
                 self._settler.close(FAREWELL)
                 self._announcer.hurry(FAREWELL)
                 services.start_soon(self._end_with_the_last_settle, name="farewell")
+        return self._summary()
 
     async def _take_in(self, task_status: TaskStatus[None]) -> None:
         settings = self._settings
@@ -178,10 +303,14 @@ class Supervisor:
             intake.start_soon(self._hurry_when_told, name="stop")
             intake.start_soon(self._listening.run, name="listener")
             intake.start_soon(self._maintainer.run, name="maintainer")
-            intake.start_soon(self._reserver.run, name="reserver")
+            intake.start_soon(self._reserve, name="reserver")
             _log.info("worker %s serves %s", settings.name, ", ".join(settings.queues))
             self._announcer.tell(events.WorkerStarted(worker=settings.name, queues=settings.queues))
             task_status.started()
+
+    async def _reserve(self) -> None:
+        with self._reserving:
+            await self._reserver.run()
 
     async def _hurry_when_told(self) -> None:
         try:
@@ -193,6 +322,8 @@ class Supervisor:
         with CancelScope(shield=True):
             await self._settler.finished.wait()
         self._renewer.stop()
+        self._watchdog.stop()
+        self._registry.stop()
         self._tell_conflicts()
         self._announcer.tell(events.WorkerStopped(worker=self._settings.name))
         _log.info("worker %s stopped", self._settings.name)
@@ -207,12 +338,14 @@ class Supervisor:
 
     def _start(self, held: Held) -> None:
         self._tell(events.JobReserved, held)
+        if reason := self._limits.begin():
+            self._end(reason)
         if self._attempts is None:  # pragma: no cover - the reserver lives inside the attempts' group
             raise AssertionError
         self._attempts.start_soon(self._attempt, held, name=f"job {held.job.id}")
 
     def _refuse(self, held: Held) -> None:
-        self._holdings.vacate()
+        self._holdings.vacate(held)
         self._submit(held, Result(outcome=Released(), seconds=0.0))
 
     async def _attempt(self, held: Held) -> None:
@@ -220,7 +353,12 @@ class Supervisor:
             self._tell(events.JobStarted, held)
             await self._runner.run(held, lambda result: self._submit(held, result))
         finally:
-            self._holdings.vacate()
+            self._holdings.vacate(held)
+            if held.job.queue_name in self._settings.limits:
+                self._doorbell.ring()  # the reserver waits for a slot of this queue, not for any
+            self._look_again()
+            if reason := self._limits.end():
+                self._end(reason)
 
     def _submit(self, held: Held, result: Result) -> None:
         if result.outcome is None:
@@ -248,17 +386,20 @@ class Supervisor:
         if not accepted:
             self._lost(held)
             return
+        self._ends[settlement.event] += 1
         self._tell(events.JobAcked, held)
         if settlement.event in BURIES:
             self._tell(events.JobDeadLettered, held, error=settlement.error)
         if settlement.event in {Event.RETRY, Event.SNOOZE} and settlement.available_at is None:
             self._alarm.due_in(settlement.delay)
         self._settled(held.job.id)
+        self._look_again()
 
     def _committed(self, held: Held, seconds: float) -> None:
         """A handler's own transaction ended its attempt."""
         held.settle()
         self._holdings.drop(held)
+        self._ends[Event.SUCCEED] += 1
         self._tell(events.JobSucceeded, held, seconds=seconds)
         self._tell(events.JobAcked, held)
         self._settled(held.job.id)
@@ -276,6 +417,26 @@ class Supervisor:
 
     def _idle(self) -> None:
         self._announcer.tell(events.WorkerIdle(worker=self._settings.name))
+
+    def _look_again(self) -> None:
+        if self._settings.burst and self._holdings.idle:
+            self._doorbell.ring()
+
+    def _drained(self) -> None:
+        if self._settings.burst:
+            self._end(StopReason.DRAINED)
+
+    def _summary(self) -> Summary:
+        ends = self._ends
+        dead = ends[Event.FAIL] + ends[Event.DISCARD]
+        return Summary(
+            reason=self._reason,
+            succeeded=ends[Event.SUCCEED],
+            failed=ends[Event.RETRY] + dead,
+            dead=dead,
+            released=ends[Event.RELEASE] + ends[Event.SNOOZE],
+            cancelled=ends[Event.ABORT],
+        )
 
     def _tell(self, kind: type[events.JobEvent], held: Held, **facts: object) -> None:
         if not self._settings.hooks:

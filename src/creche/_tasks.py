@@ -17,8 +17,9 @@ from attrs import frozen
 from creche._attempt import Job, current_job
 from creche._callbacks import Callbacks, When, check_on
 from creche._calls import Call, Options, around_result, encode_payload, make_follow_up, make_options
-from creche._job import DEFAULT_QUEUE, FollowUp, On, check_name
+from creche._job import DEFAULT_QUEUE, FollowUp, On, check_boolean, check_name, seconds
 from creche._payload import Refused, to_plain
+from creche._processes import check_cpu
 from creche._receipt import Receipt
 from creche._signature import Signature
 from creche.abc import Backoff, Serializer
@@ -41,6 +42,21 @@ class Dispatcher(Protocol):
         ...
 
 
+@frozen(kw_only=True)
+class Conduct:
+    """How the attempts of a task are run, and run again.
+
+    Attributes:
+        backoff: the delays between them; None: the worker's.
+        job_timeout: seconds that one may take; None: the worker's.
+        cpu: whether its function runs in a process of its own.
+    """
+
+    backoff: Backoff | None = None
+    job_timeout: float | None = None
+    cpu: bool = False
+
+
 class Task(Generic[P, R]):
     """A typed function registered under a job type. Made by `@queue.task(…)`.
 
@@ -53,13 +69,15 @@ class Task(Generic[P, R]):
         type: str,
         *,
         options: Options,
-        backoff: Backoff | None,
+        conduct: Conduct,
         home: Tasks,
         on: On | None = None,
     ) -> None:
         self.type: Final = check_name("type", type)
         self.defaults: Final = options
-        self.backoff: Final = backoff
+        self.backoff: Final = conduct.backoff
+        self.job_timeout: Final = conduct.job_timeout
+        self.cpu: Final = conduct.cpu
         self.on: Final = on
         self.function: Final = function
         self.signature: Final = Signature(function, type, home.serializer)
@@ -190,9 +208,11 @@ class AsyncTask(Task[P, R]):
 
 
 class SyncTask(Task[P, R]):
-    """A task whose function is not async: workers run it in a thread; calling it just runs it.
+    """A task whose function is not async: workers run it in a thread, or with `cpu=True` in a process; calling it just
+    runs it.
 
-    A thread can't be ended: when its lease is lost the attempt ends, and the thread's result is thrown away.
+    A thread can't be ended: when its lease is lost the attempt ends, and the thread's result is thrown away. A process
+    can, and is.
     """
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -228,11 +248,11 @@ class Prepared(Generic[P, R]):
 class TaskDecorator:
     """What `@queue.task(…)` is before it meets the function."""
 
-    def __init__(self, home: Tasks, type: str, options: Options, backoff: Backoff | None, on: On | None = None) -> None:
+    def __init__(self, home: Tasks, type: str, options: Options, conduct: Conduct, on: On | None = None) -> None:
         self._home = home
         self._type = type
         self._options = options
-        self._backoff = backoff
+        self._conduct = conduct
         self._on = on
 
     # A function that returns a coroutine without being async would match twice; the first match is what is meant.
@@ -255,8 +275,10 @@ class TaskDecorator:
         if isinstance(function, staticmethod):
             function = function.__func__
         _check_callable(function)
+        if self._conduct.cpu:
+            check_cpu(function)
         kind = AsyncTask[..., Any] if is_asynchronous(function) else SyncTask[..., Any]
-        task = kind(function, self._type, options=self._options, backoff=self._backoff, home=self._home, on=self._on)
+        task = kind(function, self._type, options=self._options, conduct=self._conduct, home=self._home, on=self._on)
         self._home.add(task)
         return task
 
@@ -318,6 +340,8 @@ class Tasks:
         result_ttl: float | timedelta | None = None,
         unique: bool | None = None,
         backoff: Backoff | None = None,
+        job_timeout: float | timedelta | None = None,
+        cpu: bool = False,
     ) -> TaskDecorator:
         """Register a function as the handler of a job type.
 
@@ -329,16 +353,21 @@ class Tasks:
             result_ttl: seconds for which a result answers equal dispatches; implies `unique`.
             unique: equal dispatches share one run while it is active.
             backoff: the delays between its attempts; else the worker's.
+            job_timeout: seconds after which an attempt is cancelled and has failed (`JobTimeout`); else the worker's. A
+                thread can't be ended: its attempt fails then, and the thread keeps its slot until it ends.
+            cpu: run a synchronous function in a process, not in a thread: for work that would keep the interpreter
+                busy. The process is killed when the attempt loses its lease, is cancelled, or runs out of time. The
+                function must be importable by its name, and its arguments and its result must survive `pickle`.
 
         Raises:
             OptionInvalid: one of them makes no sense.
-            TaskInvalid: the function's signature can't be a payload.
+            TaskInvalid: the function's signature can't be a payload, or it can't run in a process.
             TypeTaken: there is a task of this type.
         """
         options = make_options(
             queue=queue, priority=priority, max_attempts=max_attempts, result_ttl=result_ttl, unique=unique
         )
-        return TaskDecorator(self, check_name("type", type), options, backoff)
+        return TaskDecorator(self, check_name("type", type), options, _conduct(backoff, job_timeout, cpu=cpu))
 
     def callback(
         self,
@@ -349,6 +378,7 @@ class Tasks:
         priority: int | None = None,
         max_attempts: int | None = None,
         backoff: Backoff | None = None,
+        job_timeout: float | timedelta | None = None,
     ) -> TaskDecorator:
         """Register a function to run when a job is over that was dispatched with `callbacks=[…]`.
 
@@ -364,13 +394,14 @@ class Tasks:
             priority: −100 to 100, larger is sooner.
             max_attempts: at least 1.
             backoff: the delays between its attempts; else the worker's.
+            job_timeout: seconds that an attempt may take; else the worker's.
 
         Raises:
             OptionInvalid, TaskInvalid, TypeTaken: see `task`.
         """
         after = check_on(on)
         options = make_options(queue=queue, priority=priority, max_attempts=max_attempts)
-        return TaskDecorator(self, check_name("type", type), options, backoff, after)
+        return TaskDecorator(self, check_name("type", type), options, _conduct(backoff, job_timeout), after)
 
     def add(self, task: Task[..., Any]) -> None:
         """Take in one task, here and in every registry that includes this one."""
@@ -452,6 +483,11 @@ class Tasks:
         """What their arguments pass through, as far as that is known."""
         found = self.find_dispatcher()
         return None if found is None else found.serializer
+
+
+def _conduct(backoff: Backoff | None, job_timeout: float | timedelta | None, *, cpu: bool = False) -> Conduct:
+    limit = None if job_timeout is None else seconds("job_timeout", job_timeout, positive=True)
+    return Conduct(backoff=backoff, job_timeout=limit, cpu=check_boolean("cpu", cpu))
 
 
 def queues_of(tasks: Collection[Task[..., Any]]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 import anyio
@@ -98,12 +98,30 @@ class Alarm:
 
 
 class Listening:
-    """Turns the storage's wakes into rings, and replaces a listener that broke."""
+    """Turns the storage's wakes into rings, and replaces a listener that broke.
 
-    def __init__(self, storage: Storage, queues: Collection[str], doorbell: Bell) -> None:
+    Args:
+        storage: where the wakes come from.
+        queues: whose.
+        doorbell: rung by them.
+        name: of the worker, which is woken by that as well; None: nobody calls us by name.
+        called: called when the worker is woken by its name.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        queues: Collection[str],
+        doorbell: Bell,
+        *,
+        name: str | None = None,
+        called: Callable[[], None] = lambda: None,
+    ) -> None:
         self._storage = storage
-        self._queues = queues
+        self._names = [*queues] if name is None else [*queues, name]
         self._doorbell = doorbell
+        self._name = name
+        self._called = called
 
     async def run(self) -> None:
         """Listen until cancelled. What hears of this process alone rings sooner, and is polled beside."""
@@ -118,13 +136,13 @@ class Listening:
         while True:
             since = anyio.current_time()
             try:
-                async with self._storage.listen(self._queues) as listener:
+                async with self._storage.listen(self._names) as listener:
                     self._doorbell.listening = hears
                     self._doorbell.ring()  # wakes may have been missed meanwhile
+                    self._called()
                     while True:
-                        await listener.wait()
+                        self._ring(await listener.wait())
                         patience.success()
-                        self._doorbell.ring()
             except StorageUnavailable as error:
                 self._doorbell.listening = False
                 if anyio.current_time() - since > _STEADY:  # not one that breaks as soon as it is made
@@ -134,3 +152,9 @@ class Listening:
                 self._doorbell.listening = False
                 _log.warning("listener: %s; polling instead", error)
                 await anyio.sleep(_HEARING_AGAIN)
+
+    def _ring(self, woken: frozenset[str]) -> None:
+        if self._name in woken:
+            self._called()
+        if woken != {self._name}:
+            self._doorbell.ring()

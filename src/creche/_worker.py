@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import sys
 import threading
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from importlib.metadata import version
 from types import TracebackType
 from typing import Final, Self
 
 import anyio
-from anyio import TASK_STATUS_IGNORED, create_task_group
+from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group
 from anyio.abc import TaskGroup, TaskStatus
 
 from creche._attempt import Handlers, Job
@@ -19,14 +23,19 @@ from creche._backoff import ExponentialBackoff
 from creche._events import Hook
 from creche._handlers import PlainHandler, TaskHandlers
 from creche._ids import new_worker_name
-from creche._job import Retention, check_integer, check_name, seconds
+from creche._job import WORKER_NAME_LIMIT, Presence, Retention, check_boolean, check_integer, check_name, seconds
+from creche._limits import StopReason
+from creche._nursery import current_backend
 from creche._queue import Queue
-from creche._supervisor import Settings, Supervisor
+from creche._stacks import describe_tasks
+from creche._supervisor import Health, Settings, Summary, Supervisor
 from creche._tasks import is_asynchronous, queues_of
 from creche.abc import Backoff
 from creche.errors import OptionInvalid, TaskInvalid, UsageError
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_CONCURRENCY: Final = 10
+_CONCURRENCY_LIMIT: Final = 10_000
 
 
 class Worker:
@@ -34,29 +43,46 @@ class Worker:
 
     Args:
         queue: whose jobs; opened by `run` if it is not open.
-        queues: names, in the order in which they are served; None: those that the queue's tasks are dispatched
-            to, the default one first.
-        concurrency: how many jobs at once.
+        queues: names, in the order in which they are served, or a mapping that says of each how many of its jobs run at
+            once (None: as many as the worker has room for). None: those that the queue's tasks are dispatched to, the
+            default one first.
+        weights: of queues (1, if it is not named): which one is asked first is then drawn anew each time, so that a
+            queue of weight 3 comes before one of weight 1 three times out of four and none starves. None: always in
+            the order of `queues`; the second gets what the first leaves.
+        concurrency: how many jobs at once; 10, or the sum if each queue has a number of its own.
         lease: seconds that a job is ours for; it is renewed three times in that time. So long after its last
             renewal the job of a killed worker runs again.
         grace: seconds that running jobs get when the worker is told to stop, before they are cancelled and given
             back. Kubernetes kills after 30 s by default: keep it below what your platform gives.
+        job_timeout: seconds after which an attempt is cancelled and has failed (`JobTimeout`), for tasks that have none
+            of their own; None: never.
+        max_jobs: how many attempts it begins; then it finishes them and ends, so that whatever supervises it starts a
+            fresh one. None: as many as come.
+        max_memory: bytes of resident memory of this process above which, when a job has ended, no other begins: it
+            finishes those it holds, and ends. None: as many as there are.
+        burst: end when nothing is left to do: nothing is ready, due or running. What is scheduled for later is left.
         backoff: delays between attempts, for tasks that have none of their own.
         poll_interval: seconds after which a worker looks for work that nobody told it of.
-        retention: how long finished jobs are kept.
-        hooks: called with each event (`creche.events`).
+        retention: how long finished jobs are kept, of queues that have no retention of their own
+            (`queue.set_retention`).
+        hooks: callables, or objects with a method for each event that they want; see `creche.events`.
         handler: one `async def handle(job: Job)` for all jobs, instead of the queue's tasks.
-        name: what `locked_by` says; a random part is added, for a name may come back.
+        name: what `locked_by` says, at most 50 bytes; host, pid and a random part are added, for a name may come back.
     """
 
     def __init__(
         self,
         queue: Queue,
         *,
-        queues: Sequence[str] | None = None,
-        concurrency: int = 10,
+        queues: Sequence[str] | Mapping[str, int | None] | None = None,
+        weights: Mapping[str, int] | None = None,
+        concurrency: int | None = None,
         lease: float | timedelta = 30.0,
         grace: float | timedelta = 30.0,
+        job_timeout: float | timedelta | None = None,
+        max_jobs: int | None = None,
+        max_memory: int | None = None,
+        burst: bool = False,
         backoff: Backoff | None = None,
         poll_interval: float | timedelta = 5.0,
         retention: Retention | None = None,
@@ -68,9 +94,15 @@ class Worker:
             raise OptionInvalid("queues", queues, "a sequence of at least one name")
         self._queue = queue
         self._queues = None if queues is None else [check_name("queues", each) for each in queues]
-        self._concurrency = check_integer("concurrency", concurrency, 1, 10_000)
+        self._limits = _check_limits(queues) if isinstance(queues, Mapping) else {}
+        self._weights = None if weights is None else _check_weights(weights, self._queues)
+        self._concurrency = _check_concurrency(concurrency, self._queues, self._limits)
         self._lease = seconds("lease", lease, positive=True)
         self._grace = seconds("grace", grace)
+        self._job_timeout = None if job_timeout is None else seconds("job_timeout", job_timeout, positive=True)
+        self._max_jobs = None if max_jobs is None else check_integer("max_jobs", max_jobs, 1, 1 << 62)
+        self._max_memory = None if max_memory is None else check_integer("max_memory", max_memory, 1 << 20, 1 << 62)
+        self._burst = check_boolean("burst", burst)
         self._backoff = backoff or ExponentialBackoff()
         self._poll_interval = seconds("poll_interval", poll_interval, positive=True)
         self._retention = retention or Retention()
@@ -78,9 +110,10 @@ class Worker:
         if handler is not None and not is_asynchronous(handler):
             raise TaskInvalid(f"{handler!r}: a worker's one handler is async: `async def handle(job: Job)`")
         self._handler = handler
-        self._name = name
+        self._name = None if name is None else check_name("name", name, WORKER_NAME_LIMIT)
         self._supervisor: Supervisor | None = None
-        self._running = self._stopping = False
+        self._running = self._stopping = self._quiet = False
+        self._opening = CancelScope()
         self._tasks: TaskGroup | None = None
 
     def __repr__(self) -> str:
@@ -91,6 +124,30 @@ class Worker:
         """Whose jobs it runs."""
         return self._queue
 
+    @property
+    def concurrency(self) -> int:
+        """How many jobs it runs at once."""
+        return self._concurrency
+
+    @property
+    def grace(self) -> float:
+        """Seconds that running jobs get when it is told to stop."""
+        return self._grace
+
+    @property
+    def health(self) -> Health:
+        """How it is, at this moment: for probes. May be asked by any thread."""
+        supervisor = self._supervisor
+        if supervisor is not None:
+            return supervisor.health
+        return Health(live=True, ready=False, reason="it is starting" if self._running else "it does not run")
+
+    def quiet(self) -> None:
+        """Reserve no more jobs, and stay: what runs is finished, all else goes on until `stop`. It can't be undone."""
+        self._quiet = self._running
+        if self._supervisor is not None:
+            self._supervisor.quiet()
+
     def stop(self) -> None:
         """Stop reserving, let running jobs finish for `grace` seconds, then cancel them and give them back.
 
@@ -99,19 +156,25 @@ class Worker:
         self._stopping = self._running
         if self._supervisor is not None:
             self._supervisor.stop()
+        else:
+            self._opening.cancel()
 
-    async def run(self, *, signals: bool | None = None, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
-        """Work until told to stop.
+    async def run(self, *, signals: bool | None = None, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> Summary:
+        """Work until told to stop, or until a limit is reached.
 
         Args:
-            signals: whether SIGTERM and SIGINT mean `stop()`. None: if nobody else has a say, that is in the main
-                thread, not started by `tg.start(…)`, and no other handler for SIGTERM is there.
+            signals: whether signals mean something: SIGTERM and SIGINT `stop()`, SIGUSR1 `quiet()`, and SIGUSR2 prints
+                what every task is doing to stderr. None: if nobody else has a say, that is in the main thread, not
+                started by `tg.start(…)`, and no other handler for SIGTERM is there.
             task_status: `await tg.start(worker.run)` returns when it reserves.
 
         A synchronous handler that is still in its thread when the grace is over can't be ended: its lease is given
         back, its result thrown away, but on asyncio the process ends only when the thread does.
 
         Cancelled, it gives back what it holds, inside a shield of some seconds, and lets the cancellation through.
+
+        Returns:
+            What it did, and why it ended.
 
         Raises:
             SchemaOutdated, StorageUnavailable: the queue could not be opened. Once it works, an outage of the
@@ -121,21 +184,52 @@ class Worker:
             signals = task_status is TASK_STATUS_IGNORED and _signals_are_free()
         if self._running:
             raise UsageError(f"{self!r} runs already: make another worker")
-        self._running, self._stopping = True, False
+        self._running, self._stopping, self._quiet = True, False, False
         try:
-            async with AsyncExitStack() as stack:
-                if not self._queue.is_open:
-                    await stack.enter_async_context(self._queue)
-                supervisor = self._supervisor = self._make_supervisor()
-                if self._stopping:  # while the queue was being opened
-                    supervisor.stop()
-                if signals:
-                    await _run_with_signals(supervisor, task_status)
-                else:
-                    await supervisor.run(task_status=task_status)
+            if signals:
+                return await self._run_with_signals(task_status)
+            return await self._run(task_status)
         finally:
             self._supervisor = None
             self._running = False
+
+    async def _run(self, task_status: TaskStatus[None]) -> Summary:
+        with CancelScope() as self._opening:
+            if self._stopping:
+                self._opening.cancel()
+            async with AsyncExitStack() as stack:
+                if not self._queue.is_open:
+                    await stack.enter_async_context(self._queue)
+                supervisor = self._make_supervisor()
+                if self._quiet:
+                    supervisor.quiet()
+                self._supervisor = supervisor  # from now on it is the one that is told to stop
+                return await supervisor.run(task_status=task_status)
+        task_status.started()
+        return Summary(reason=StopReason.STOPPED)
+
+    async def _run_with_signals(self, task_status: TaskStatus[None]) -> Summary:
+        with anyio.open_signal_receiver(*_SIGNALS) as received:
+            async with create_task_group() as tasks:
+
+                async def obey() -> None:
+                    async for number in received:
+                        self._obey(number)
+
+                tasks.start_soon(obey, name="signals")
+                summary = await self._run(task_status)
+                tasks.cancel_scope.cancel()
+        return summary
+
+    def _obey(self, number: signal.Signals) -> None:
+        match number:
+            case signal.SIGUSR1:
+                self.quiet()
+            case signal.SIGUSR2:
+                sys.stderr.write(describe_tasks())
+                sys.stderr.flush()
+            case _:
+                self.stop()
 
     async def __aenter__(self) -> Self:
         tasks = create_task_group()
@@ -176,13 +270,27 @@ class Worker:
             if not types:
                 hint = "register one with `@queue.task(…)`, or give `handler=`"
                 raise UsageError(f"{queue!r} has no task that a worker could run: {hint}")
-        settings = Settings(
+        queues = self._queues or queues_of(list(queue.tasks))
+        presence = Presence(
             name=f"{self._name}:{new_worker_name()}" if self._name else new_worker_name(),
-            queues=self._queues or queues_of(list(queue.tasks)),
-            types=types,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            backend=current_backend(),
+            version=version("creche"),
+            queues=tuple(queues),
             concurrency=self._concurrency,
+        )
+        settings = Settings(
+            presence=presence,
+            limits=self._limits,
+            weights=None if self._weights is None else {name: self._weights.get(name, 1) for name in queues},
+            types=types,
             lease=self._lease,
             grace=self._grace,
+            job_timeout=self._job_timeout,
+            max_jobs=self._max_jobs,
+            max_memory=self._max_memory,
+            burst=self._burst,
             poll_interval=self._poll_interval,
             maintenance_interval=min(15.0, max(1.0, self._lease / 2)),
             retention=self._retention,
@@ -204,14 +312,23 @@ def _signals_are_free() -> bool:
     return alone and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-async def _run_with_signals(supervisor: Supervisor, task_status: TaskStatus[None]) -> None:
-    with anyio.open_signal_receiver(*_SIGNALS) as received:
-        async with create_task_group() as tasks:
+def _check_limits(queues: Mapping[str, int | None]) -> Mapping[str, int]:
+    return {
+        name: check_integer(f"queues[{name!r}]", limit, 1, _CONCURRENCY_LIMIT)
+        for name, limit in queues.items()
+        if limit is not None
+    }
 
-            async def stop_on_signal() -> None:
-                async for _ in received:
-                    supervisor.stop()
 
-            tasks.start_soon(stop_on_signal, name="signals")
-            await supervisor.run(task_status=task_status)
-            tasks.cancel_scope.cancel()
+def _check_weights(weights: Mapping[str, int], queues: Sequence[str] | None) -> Mapping[str, int]:
+    for name, weight in weights.items():
+        if queues is not None and name not in queues:
+            raise OptionInvalid("weights", name, f"only queues that are served: {', '.join(queues)}")
+        check_integer(f"weights[{name!r}]", weight, 1, 1_000_000)
+    return dict(weights)
+
+
+def _check_concurrency(concurrency: int | None, queues: Sequence[str] | None, limits: Mapping[str, int]) -> int:
+    if concurrency is not None:
+        return check_integer("concurrency", concurrency, 1, _CONCURRENCY_LIMIT)
+    return sum(limits.values()) if queues and len(limits) == len(queues) else _CONCURRENCY

@@ -354,7 +354,7 @@ async def test_dispatching_an_unknown_type_lists_near_names(queue: Queue) -> Non
     await queue.dispatch("something.else", {}, queue="elsewhere")
     queue.foreign("declared")
     await queue.dispatch("declared")
-    assert (await queue.stats())[0].queue_name == "default"
+    assert (await queue.stats()).queues[0].queue_name == "default"
 
 
 def test_every_file_of_the_engine_knows_no_database() -> None:
