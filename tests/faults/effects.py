@@ -158,7 +158,7 @@ class Cast:
     async def drain(self) -> None:
         """Wait until all are done."""
         async with self.queue:
-            while any(stats.counts.get(s) for stats in await self.queue.stats() for s in Status if s.active):  # noqa: ASYNC110
+            while any(stats.counts.get(s) for stats in (await self.queue.stats()).queues for s in Status if s.active):  # noqa: ASYNC110
                 await anyio.sleep(0.1)
 
 

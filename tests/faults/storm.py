@@ -138,7 +138,7 @@ class Cast:
     async def drain(self) -> None:
         """Wait until nothing is left to do."""
         async with self.queue:
-            while any(stats.counts.get(each) for stats in await self.queue.stats() for each in ACTIVE):  # noqa: ASYNC110
+            while any(stats.counts.get(each) for stats in (await self.queue.stats()).queues for each in ACTIVE):  # noqa: ASYNC110
                 await anyio.sleep(0.1)
 
 
