@@ -20,10 +20,10 @@ import anyio
 import anyio.to_thread
 from anyio import CancelScope
 
+from creche import _stacks as stacks
 from creche._leases import Held, Holdings
 from creche._nursery import current_backend
 from creche._patience import answered_within
-from creche._stacks import describe_thread, handler_of
 from creche.abc import Storage
 from creche.errors import StorageError
 
@@ -147,8 +147,8 @@ class Watchdog:
         return sent
 
     def _report(self) -> None:
-        blocker = handler_of(self._loop_thread)
-        stack = describe_thread(self._loop_thread)
+        blocker = stacks.handler_of(self._loop_thread)
+        stack = stacks.describe_thread(self._loop_thread)
         if blocker is None:
             _log.error("the event loop has been blocked for %.1f s, not by a handler:\n%s", self.lag, stack)
             return
