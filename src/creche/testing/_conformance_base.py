@@ -202,6 +202,13 @@ async def hold(storage: Storage, *, now: datetime = T0, lease: float = LEASE, **
     return taken.lease
 
 
+async def hold_as(storage: Storage, worker: str, *, queue_name: str | None = None) -> Lease:
+    """Insert a job and reserve it under a worker's name, in a queue of its own; return its lease."""
+    job = new_job(queue_name=queue_name or f"of {new_job_id()}")
+    await storage.insert([job], now=T0)
+    return (await take(storage, queues=[job.queue_name], worker=worker)).lease
+
+
 async def settle(storage: Storage, lease: Lease, event: Event, *, now: datetime = T0, **options: Any) -> bool:
     """Settle one lease; return whether it was accepted rather than lost."""
     settled = await storage.settle([Settlement(lease=lease, event=event, **options)], now=now)

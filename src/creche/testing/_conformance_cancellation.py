@@ -30,6 +30,7 @@ from creche.testing._conformance_base import (
     settle,
     take,
 )
+from creche.testing._conformance_workers import presence
 
 
 @frozen(kw_only=True)
@@ -54,6 +55,9 @@ async def _scene(storage: Storage) -> _Scene:
     callbacks = [follow_up() for _ in range(3)]
     for number in range(3):
         await bring(storage, Status.COMPLETED, queue_name="q", idempotency_key=str(number))
+    await storage.pause(["first", "second"], now=T0)
+    await storage.set_retention("first", FOREVER)
+    await storage.announce(presence("there"), 60, now=T0)
     return _Scene(
         # Names of this scene alone: what was cut off in the one before may yet be written.
         fresh=[new_job(queue_name="fresh", fingerprint=token_bytes(32)) for _ in range(3)],
@@ -113,14 +117,31 @@ WRITES: Final[dict[str, tuple[_Operation, Callable[[_Scene], Sequence[UUID]]]]] 
         lambda storage, scene: storage.retry(scene.failed, now=at(1)),
         lambda scene: scene.failed,
     ),
+    "delete": (
+        lambda storage, scene: storage.delete(scene.failed),
+        lambda scene: scene.failed,
+    ),
 }
 """Each operation that writes, and the jobs that it changes: all of them, or none."""
+
+SETTINGS: Final[dict[str, _Operation]] = {
+    "pause": lambda storage, _: storage.pause(["waiting", "other", "third"], now=at(1)),
+    "resume": lambda storage, _: storage.resume(["first", "second", "unknown"]),
+    "set_retention": lambda storage, _: storage.set_retention("waiting", FOREVER),
+    "take a retention away": lambda storage, _: storage.set_retention("first", None),
+    "announce": lambda storage, _: storage.announce(presence("new"), 60, now=at(1)),
+    "announce again": lambda storage, _: storage.announce(presence("there", pid=2), 90, now=at(1)),
+    "withdraw": lambda storage, _: storage.withdraw("there"),
+}
+"""Each operation that changes no job, but what is set for queues or known of workers."""
 
 READS: Final[dict[str, _Operation]] = {
     "find": lambda storage, scene: storage.find(scene.waiting),
     "list": lambda storage, _: storage.list(JobFilter(), 10),
     "dead_letters": lambda storage, _: storage.dead_letters(10),
     "stats": lambda storage, _: storage.stats(now=T0),
+    "workers": lambda storage, _: storage.workers(now=T0),
+    "check": lambda storage, _: storage.check(),
     "watch": lambda storage, scene: storage.watch(scene.waiting),
     "watch for a watcher": lambda storage, scene: storage.watch(scene.waiting, watcher="me", over=scene.failed),
 }
@@ -128,6 +149,13 @@ READS: Final[dict[str, _Operation]] = {
 
 async def _rows(storage: Storage) -> dict[UUID, JobRecord]:
     return {record.id: record for record in await storage.list(JobFilter(), 100)}
+
+
+async def _settings(storage: Storage) -> object:
+    """Return what is set for queues, and who is there; what jobs there are does not show."""
+    queues = [(each.queue_name, each.paused_at, each.retention) for each in await storage.stats(now=T0)]
+    workers = [(each.presence, each.started_at, each.seen_at) for each in await storage.workers(now=at(1))]
+    return queues, workers
 
 
 async def _assert_usable(storage: Storage) -> None:
@@ -148,10 +176,10 @@ async def _assert_usable(storage: Storage) -> None:
 class CancellationConformance(Suite):
     """What a cancelled operation leaves behind."""
 
-    @pytest.mark.parametrize("name", [*WRITES, *READS])
+    @pytest.mark.parametrize("name", [*WRITES, *SETTINGS, *READS])
     async def test_every_operation_is_a_checkpoint(self, storage: Storage, name: str) -> None:
         scene = await _scene(storage)
-        operation = WRITES[name][0] if name in WRITES else READS[name]
+        operation = WRITES[name][0] if name in WRITES else {**SETTINGS, **READS}[name]
         with CancelScope() as scope:
             scope.cancel()
             await operation(storage, scene)
@@ -186,6 +214,48 @@ class CancellationConformance(Suite):
                 again = await _rows(storage)
         if changed:
             assert again == after
+
+    @pytest.mark.parametrize("checkpoints", [0, 1, 2, 5, 20, 100, 400])
+    @pytest.mark.parametrize("name", list(SETTINGS))
+    async def test_a_cancelled_setting_is_whole_or_nothing_and_can_be_sent_again(
+        self, storage: Storage, name: str, checkpoints: int
+    ) -> None:
+        scene = await _scene(storage)
+        before = await _settings(storage)
+
+        async def run() -> None:
+            await SETTINGS[name](storage, scene)
+
+        with fail_after(PATIENCE):
+            async with create_task_group() as group:
+                group.start_soon(run)
+                for _ in range(checkpoints):
+                    await checkpoint()
+                group.cancel_scope.cancel()
+            after = await _settings(storage)
+            await SETTINGS[name](storage, scene)
+            again = await _settings(storage)
+        assert again != before
+        assert after in (before, again)
+
+    @pytest.mark.parametrize("name", ["check", "workers"])
+    @pytest.mark.parametrize("checkpoints", [1, 2, 5, 20, 100])
+    async def test_a_look_that_was_cancelled_half_way_leaves_nothing_in_the_middle(
+        self, storage: Storage, name: str, checkpoints: int
+    ) -> None:
+        scene = await _scene(storage)
+
+        async def run() -> None:
+            await READS[name](storage, scene)
+
+        with fail_after(PATIENCE):
+            async with create_task_group() as group:
+                for _ in range(3):
+                    group.start_soon(run)
+                for _ in range(checkpoints):
+                    await checkpoint()
+                group.cancel_scope.cancel()
+        await _assert_usable(storage)
 
     async def test_many_cancelled_operations_use_up_nothing(self, storage: Storage) -> None:
         for number in range(40):

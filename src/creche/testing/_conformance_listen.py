@@ -17,6 +17,7 @@ from creche.testing._conformance_base import (
     add,
     at,
     bring,
+    hold_as,
     maintain,
     new_job,
     settle,
@@ -145,6 +146,38 @@ class ListenConformance(Suite):
             await settle(wakeful, lease, event, error=error, delay=3_600.0 if event is Event.RETRY else 0.0)
             await wakeful.retry([lease.job_id], now=at(1))
             await hear(listener, "q")
+
+    async def test_a_cancellation_wakes_the_name_under_which_the_holder_reserved(self, wakeful: Storage) -> None:
+        async with wakeful.listen(["host:1:ab", "q"]) as listener:
+            lease = await hold_as(wakeful, "host:1:ab")
+            # Again, too: the answer to the first may have been lost, and its wake with it.
+            for _ in range(2):
+                assert await wakeful.cancel([lease.job_id], now=at(1)) == {lease.job_id: Status.PROCESSING}
+                await hear(listener, "host:1:ab")
+                assert (await wakeful.extend([lease], LEASE, now=at(2))).cancel_requested == {lease}
+
+    async def test_many_cancellations_wake_each_holder_whatever_its_name(self, wakeful: Storage) -> None:
+        names = [*DISTINCT_NAMES, "n" * NAME_LIMIT, "é" * (NAME_LIMIT // 2)]
+        leases = [await hold_as(wakeful, name) for name in names for _ in range(2)]
+        waiting = await add(wakeful, queue_name="elsewhere")
+        async with wakeful.listen(names) as listener:
+            await wakeful.cancel([waiting, *(lease.job_id for lease in leases)], now=at(1))
+            await hear(listener, *names)
+
+    async def test_a_cancellation_wakes_the_holder_of_now_and_not_of_before(self, wakeful: Storage) -> None:
+        lease = await hold_as(wakeful, "before", queue_name="q")
+        await settle(wakeful, lease, Event.RELEASE)
+        await take(wakeful, queues=["q"], worker="now")
+        async with wakeful.listen(["before", "now"]) as listener:
+            await wakeful.cancel([lease.job_id], now=at(1))
+            with fail_after(PATIENCE):
+                assert await listener.wait() <= {"now"}
+
+    async def test_a_cancellation_elsewhere_wakes_the_holder(self, wakeful: Storage, another: Storage) -> None:
+        lease = await hold_as(wakeful, "host:1:ab")
+        async with wakeful.listen(["host:1:ab"]) as listener:
+            await another.cancel([lease.job_id], now=at(1))
+            await hear(listener, "host:1:ab")
 
 
 class SilenceConformance(Suite):

@@ -6,13 +6,15 @@ from uuid import UUID
 
 import pytest
 from anyio import create_task_group
+from attrs import evolve
 
 from creche._ids import new_job_id
-from creche._job import Event, JobFilter, Status
+from creche._job import RATE_WINDOW, Event, JobFilter, QueueStats, Retention, Status
 from creche._lifecycle import TRANSITIONS
 from creche.abc import Storage
 from creche.testing._conformance_base import (
     BOOM,
+    DISTINCT_NAMES,
     LEASE,
     T0,
     Suite,
@@ -30,6 +32,7 @@ from creche.testing._conformance_base import (
     settle,
     take,
 )
+from creche.testing._conformance_ends import WAYS, begin, end, id_of
 
 PRINT = bytes(range(32))
 
@@ -277,3 +280,68 @@ class ViewConformance(Suite):
         await reserve(storage, 1, queues=["q"], now=at(6))
         ages = {each.queue_name: each.oldest_ready for each in await storage.stats(now=at(6))}
         assert ages == {"q": pytest.approx(6, abs=1e-5), "later": None}
+
+    async def test_stats_count_what_came_to_an_end_within_the_last_minute(self, storage: Storage) -> None:
+        for number, way in enumerate(WAYS.values()):
+            queue = f"q{number:02}"
+            begun = await begin(storage, way, queue_name=queue)
+            assert [each.finished for each in await storage.stats(now=at(1))] == [1] * number + [0]
+            over = await end(storage, way, begun)
+            counts = {each.queue_name: each.finished for each in await storage.stats(now=over)}
+            assert counts[queue] == 1
+            await storage.delete([id_of(begun)])
+            begun = await begin(storage, way, queue_name=queue, now=at(-LEASE))
+            assert await end(storage, way, begun, now=at(-LEASE)) == T0
+
+    async def test_stats_count_an_end_for_a_minute_to_the_microsecond(self, storage: Storage) -> None:
+        first, second, third = [await hold(storage, queue_name="q", lease=600) for _ in range(3)]
+        await hold(storage, queue_name="q", lease=600)
+        await settle(storage, first, Event.SUCCEED, result=b"1", now=at(0.000_001))
+        await settle(storage, second, Event.FAIL, error=BOOM, now=at(30))
+        await settle(storage, third, Event.RETRY, error=BOOM, now=at(30))
+        for now, finished in ((30, 2), (RATE_WINDOW, 2), (RATE_WINDOW + 0.000_001, 1), (RATE_WINDOW + 30, 0)):
+            (stats,) = await storage.stats(now=at(now))
+            assert stats.finished == finished
+
+    async def test_stats_no_longer_count_an_end_that_was_undone_or_is_gone(self, storage: Storage) -> None:
+        failed, gone, pruned = [await bring(storage, Status.FAILED, queue_name="q") for _ in range(3)]
+        await bring(storage, Status.COMPLETED, queue_name="q")
+        assert [each.finished for each in await storage.stats(now=at(1))] == [4]
+        await storage.retry([failed.job_id], now=at(1))
+        assert [each.finished for each in await storage.stats(now=at(1))] == [3]
+        await storage.delete([gone.job_id])
+        assert [each.finished for each in await storage.stats(now=at(1))] == [2]
+        assert (await maintain(storage, retention=Retention(failed=1), now=at(1))).pruned == 1
+        assert await storage.find([pruned.job_id]) == {}
+        assert [each.finished for each in await storage.stats(now=at(1))] == [1]
+
+    async def test_stats_name_each_queue_that_has_jobs_is_paused_or_keeps_its_own_time(self, storage: Storage) -> None:
+        await add(storage, queue_name="all")
+        await add(storage, queue_name="jobs")
+        await storage.pause(["all", "paused"], now=at(1))
+        for queue in ("all", "own time"):
+            await storage.set_retention(queue, Retention(failed=5))
+        assert [evolve(each, oldest_ready=None) for each in await storage.stats(now=at(2))] == [
+            QueueStats(
+                queue_name="all",
+                counts={Status.PENDING: 1},
+                oldest_ready=None,
+                paused_at=at(1),
+                retention=Retention(failed=5),
+            ),
+            QueueStats(queue_name="jobs", counts={Status.PENDING: 1}, oldest_ready=None),
+            QueueStats(queue_name="own time", counts={}, oldest_ready=None, retention=Retention(failed=5)),
+            QueueStats(queue_name="paused", counts={}, oldest_ready=None, paused_at=at(1)),
+        ]
+        await storage.resume(["all", "paused"])
+        for queue in ("all", "own time"):
+            await storage.set_retention(queue, None)
+        assert [each.queue_name for each in await storage.stats(now=at(2))] == ["all", "jobs"]
+
+    async def test_stats_come_by_the_name_whatever_is_said_of_a_queue(self, storage: Storage) -> None:
+        names = sorted([*DISTINCT_NAMES, "\uffee", "\U0001f423"])
+        await storage.insert([new_job(queue_name=name) for name in names[::3]], now=T0)
+        await storage.pause(names[1::3], now=T0)
+        for name in names[2::3]:
+            await storage.set_retention(name, Retention())
+        assert [each.queue_name for each in await storage.stats(now=T0)] == names

@@ -9,8 +9,7 @@ import pytest
 from anyio import create_task_group
 from attrs import evolve
 
-from creche._ids import new_job_id
-from creche._job import NAME_LIMIT, Event, Lease, Presence, Progress, WorkerRecord, WorkerState
+from creche._job import NAME_LIMIT, Event, Presence, Progress, WorkerRecord, WorkerState
 from creche.abc import Storage
 from creche.testing._conformance_base import (
     BOOM,
@@ -22,6 +21,7 @@ from creche.testing._conformance_base import (
     at,
     everything,
     extend,
+    hold_as,
     lapse,
     maintain,
     new_job,
@@ -44,13 +44,6 @@ def presence(name: str = "w", **options: Any) -> Presence:
         "concurrency": 10,
     }
     return Presence(name=name, **{**defaults, **options})
-
-
-async def hold_as(storage: Storage, worker: str, *, queue_name: str | None = None) -> Lease:
-    """Insert a job and reserve it under a worker's name, in a queue of its own; return its lease."""
-    job = new_job(queue_name=queue_name or f"of {new_job_id()}")
-    await storage.insert([job], now=T0)
-    return (await take(storage, queues=[job.queue_name], worker=worker)).lease
 
 
 async def names(storage: Storage, *, now: datetime = T0) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from creche.testing._conformance_callback_texts import CallbackTextConformance
 from creche.testing._conformance_callbacks import CallbackConformance, CallbackWakeConformance
 from creche.testing._conformance_cancellation import CancellationConformance, LifecycleConformance
+from creche.testing._conformance_check import CheckConformance
 from creche.testing._conformance_dedup import FingerprintConformance, KeyConformance, RefreshConformance
 from creche.testing._conformance_delete import DeleteAtOnceConformance, DeleteConformance
 from creche.testing._conformance_insert import InsertConformance
@@ -23,6 +24,7 @@ from creche.testing._conformance_settle import FencingConformance, SettleConform
 from creche.testing._conformance_shared import SharedConformance
 from creche.testing._conformance_table import TableConformance
 from creche.testing._conformance_transaction import HandleConformance, TransactionConformance
+from creche.testing._conformance_twin import TwinConformance
 from creche.testing._conformance_watch import WatchConformance, WatchWakeConformance
 from creche.testing._conformance_workers import HoldingsConformance, WorkersAtOnceConformance, WorkersConformance
 
@@ -66,6 +68,8 @@ class StorageConformance(
     WorkersConformance,
     HoldingsConformance,
     WorkersAtOnceConformance,
+    CheckConformance,
+    TwinConformance,
     TransactionConformance,
     HandleConformance,
     CancellationConformance,
