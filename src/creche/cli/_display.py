@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
-from creche._job import Failure, JobRecord, Status
+from creche._job import DeadLetter, Failure, JobRecord, Progress, Status
+from creche.cli._durations import UNITS
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -25,15 +26,31 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\
 _CONTROL_IN_JSON: Final = re.compile(
     r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 )  # of the others JSON has none, but for blanks
-_COLOURS: Final = {
-    Status.PENDING: "yellow",
-    Status.SCHEDULED: "blue",
-    Status.PROCESSING: "cyan",
-    Status.COMPLETED: "green",
-    Status.FAILED: "red",
-    Status.CANCELLED: "magenta",
+# Tones from the middle of the scale: each can be read on white as well as on black, which `yellow`, `cyan` and
+# `blue` of most terminals can't.
+GOOD: Final = "color(28)"
+BAD: Final = "color(160)"
+CARE: Final = "color(130)"
+BUSY: Final = "color(30)"
+LATER: Final = "color(27)"
+ENDED: Final = "color(164)"
+STATUS_STYLES: Final = {
+    Status.PENDING: CARE,
+    Status.SCHEDULED: LATER,
+    Status.PROCESSING: BUSY,
+    Status.COMPLETED: GOOD,
+    Status.FAILED: BAD,
+    Status.CANCELLED: ENDED,
 }
-_UNITS: Final = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
+_THEME: Final = {
+    "bar.back": "dim",
+    "bar.complete": BUSY,
+    "bar.finished": GOOD,
+    "bar.pulse": BUSY,
+    "progress.percentage": "none",
+    "progress.elapsed": "dim",
+    "status.spinner": BUSY,
+}
 
 
 # --- for programs -----------------------------------------------------------------------------------
@@ -99,14 +116,14 @@ def details(job: JobRecord) -> Mapping[str, Any]:
         "payload": raw(job.payload),
         "result": raw(job.result),
         "last_error": failure(job.last_error),
-        "progress": progress(job),
+        "progress": progress(job.progress),
         "follows": job.origin.job_id if job.origin else None,
     }
 
 
-def progress(job: JobRecord) -> Mapping[str, Any] | None:
+def progress(progress: Progress | None) -> Mapping[str, Any] | None:
     """Return how far a job has come for `print_json`."""
-    return None if job.progress is None else {"fraction": job.progress.fraction, "message": job.progress.message}
+    return None if progress is None else {"fraction": progress.fraction, "message": progress.message}
 
 
 # --- for people -------------------------------------------------------------------------------------
@@ -128,29 +145,38 @@ def print_jobs(jobs: Sequence[JobRecord]) -> None:
     table.add_column("AGE", no_wrap=True, min_width=3, justify="right")
     now = datetime.now(UTC)
     for job in jobs:
-        queue = [_short(job.queue_name)] if several else []
+        queue = [shortened(job.queue_name)] if several else []
         tries = Text(f"{job.attempts}/{job.max_attempts}")
         table.add_row(
-            Text(str(job.id)), _short(job.type), *queue, _status(job.status), tries, Text(_age(now, job.created_at))
+            Text(str(job.id)), shortened(job.type), *queue, _status(job.status), tries, Text(age(now, job.created_at))
         )
-    _console().print(table)
+    console_of_data().print(table)
 
 
 def print_job(job: JobRecord) -> None:
     """Print all that is known about one job."""
+    _print_record(_facts(job), _parts(job))
+
+
+def print_dead_letter(letter: DeadLetter) -> None:
+    """Print a dead letter with all its errors."""
+    _print_record(_facts_of_letter(letter), _parts_of_letter(letter))
+
+
+def _print_record(facts: Iterable[tuple[str, RenderableType]], parts: Iterable[tuple[str, str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _facts(job):
+    for name, value in facts:
         table.add_row(name, value)
-    console = _console()
+    console = console_of_data()
     console.print(table)
-    for title, text in _parts(job):
+    for title, text in parts:
         console.print(Text(f"\n{title}", style="dim"))
-        console.print(_text(text), soft_wrap=True)
+        console.print(text_of(text), soft_wrap=True)
 
 
 def _facts(job: JobRecord) -> Iterable[tuple[str, RenderableType]]:
@@ -159,18 +185,18 @@ def _facts(job: JobRecord) -> Iterable[tuple[str, RenderableType]]:
     if job.cancel_requested and job.status.active:
         status.append(", cancel requested")
     yield "id", str(job.id)
-    yield "type", _text(job.type)
-    yield "queue", _text(job.queue_name)
+    yield "type", text_of(job.type)
+    yield "queue", text_of(job.queue_name)
     yield "status", status
     yield "attempts", f"{job.attempts} of {job.max_attempts}"
     if job.progress is not None and job.status is not Status.COMPLETED:
-        yield "progress", _text(f"{job.progress.fraction:.0%} {job.progress.message}".strip())
+        yield "progress", text_of(f"{job.progress.fraction:.0%} {job.progress.message}".strip())
     yield "priority", str(job.priority)
     yield "created", _time(job.created_at, now)
     if job.status is Status.SCHEDULED:
         yield "due", _time(job.available_at, now)
     if job.locked_by is not None and job.locked_until is not None:
-        yield "worker", _text(job.locked_by)
+        yield "worker", text_of(job.locked_by)
         yield "lease until", _time(job.locked_until, now)
     if job.completed_at is not None:
         yield "ended", _time(job.completed_at, now)
@@ -183,9 +209,9 @@ def _facts(job: JobRecord) -> Iterable[tuple[str, RenderableType]]:
 
 def _names(job: JobRecord) -> Iterable[tuple[str, RenderableType]]:
     if job.origin is not None:
-        yield "follows", _text(f"{job.origin.job_id}, {job.origin.type}, which is {job.origin.status}")
+        yield "follows", text_of(f"{job.origin.job_id}, {job.origin.type}, which is {job.origin.status}")
     if job.idempotency_key is not None:
-        yield "key", _text(job.idempotency_key)
+        yield "key", text_of(job.idempotency_key)
     if job.fingerprint is not None:
         yield "fingerprint", job.fingerprint.hex()
 
@@ -195,8 +221,28 @@ def _parts(job: JobRecord) -> Iterable[tuple[str, str]]:
     if job.result is not None:
         yield "result", _indented(job.result)
     if job.last_error is not None:
-        error = job.last_error
-        yield "last error", error.traceback.strip() or f"{error.type}: {error.message}"
+        yield "last error", _error(job.last_error)
+
+
+def _facts_of_letter(letter: DeadLetter) -> Iterable[tuple[str, RenderableType]]:
+    now = datetime.now(UTC)
+    yield "id", str(letter.job_id)
+    yield "type", text_of(letter.type)
+    yield "queue", text_of(letter.queue_name)
+    yield "attempts", f"{letter.attempts} of {letter.max_attempts}"
+    yield "priority", str(letter.priority)
+    yield "created", _time(letter.created_at, now)
+    yield "died", _time(letter.buried_at, now)
+
+
+def _parts_of_letter(letter: DeadLetter) -> Iterable[tuple[str, str]]:
+    yield "payload", _indented(letter.payload)
+    for each in letter.errors:
+        yield f"attempt {each.attempt}, {_time(each.failed_at, datetime.now(UTC))}", _error(each.error)
+
+
+def _error(error: Failure) -> str:
+    return error.traceback.strip() or f"{error.type}: {error.message}"
 
 
 def _indented(data: bytes) -> str:
@@ -207,20 +253,26 @@ def _indented(data: bytes) -> str:
 
 
 def _time(moment: datetime, now: datetime) -> str:
-    where = f"{_age(now, moment)} ago" if moment <= now else f"in {_age(moment, now)}"
+    where = f"{age(now, moment)} ago" if moment <= now else f"in {age(moment, now)}"
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, {where}"
 
 
-def _age(later: datetime, earlier: datetime) -> str:
-    seconds = max(0, round((later - earlier).total_seconds()))
-    unit, size = next(((unit, size) for unit, size in _UNITS if seconds >= size), _UNITS[-1])
-    return f"{seconds // size}{unit}"
+def age(later: datetime, earlier: datetime) -> str:
+    """Return the time between two moments in its largest unit: `5m`."""
+    return span((later - earlier).total_seconds())
+
+
+def span(seconds: float) -> str:
+    """Return a length of time in its largest unit: `5m`."""
+    whole = max(0, round(seconds))
+    unit, size = next(((unit, size) for unit, size in UNITS if whole >= size), UNITS[-1])
+    return f"{whole // size}{unit}"
 
 
 def _status(status: Status) -> Text:
     from rich.text import Text
 
-    return Text(str(status), style=_COLOURS[status])
+    return Text(str(status), style=STATUS_STYLES[status])
 
 
 def plain_text(text: str) -> str:
@@ -232,15 +284,16 @@ def _escaped(what: re.Pattern[str], text: str) -> str:
     return what.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _text(text: str) -> Text:
+def text_of(text: str, style: str = "") -> Text:
+    """Return a text of the users' for a table."""
     from rich.text import Text
 
-    return Text(plain_text(text))
+    return Text(plain_text(text), style=style)
 
 
-def _short(text: str) -> Text:
+def shortened(text: str, style: str = "") -> Text:
     """Return a text that is cut, not wrapped, where the window is too narrow."""
-    short = _text(text)
+    short = text_of(" ".join(text.split()), style)
     short.no_wrap, short.overflow = True, "ellipsis"
     return short
 
@@ -248,11 +301,12 @@ def _short(text: str) -> Text:
 def console_of_words() -> Console:
     """Return a console on stderr."""
     from rich.console import Console
+    from rich.theme import Theme
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, theme=Theme(_THEME))
 
 
-def _console() -> Console:
+def console_of_data() -> Console:
     """Return a console on stdout. In a pipe nothing is cut: there is no window that it would have to fit."""
     from rich.console import Console
 

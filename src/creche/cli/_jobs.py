@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 from uuid import UUID
 
 import anyio
 import click
 
 from creche import JobNotFound, Status
+from creche._bulk import dispatched_before
 from creche._job import JobFilter, JobRecord
+from creche.cli._chosen import (
+    CANCEL,
+    DELETE,
+    RETRY,
+    Action,
+    act,
+    chosen,
+    filter_options,
+    jobs_of,
+    manner_options,
+    stacked,
+    status_option,
+)
 from creche.cli._display import details, print_job, print_jobs, print_json, say, summary
-from creche.cli._problems import ExitCode
 from creche.cli._storages import dsn_option, opened
 from creche.cli._watch import watch_job
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 _json = click.option("--json", is_flag=True, help="Print JSON.")
-_ids = click.argument("job_ids", metavar="ID...", type=click.UUID, nargs=-1, required=True)
 
 
 @click.group()
 def jobs() -> None:
-    """Look at jobs, retry and cancel them."""
+    """Look at jobs, retry, cancel and delete them."""
 
 
 jobs.add_command(watch_job)
 
 
 @jobs.command("list")
-@click.option("--queue", multiple=True, metavar="NAME", help="Only of this queue; repeatable.")
-@click.option("--type", multiple=True, metavar="TYPE", help="Only of this job type; repeatable.")
-@click.option(
-    "--status",
-    multiple=True,
-    type=click.Choice([str(each) for each in Status]),
-    metavar="STATUS",
-    help="Only jobs that are pending, scheduled, processing, completed, failed or cancelled; repeatable.",
-)
+@filter_options(older="dispatched longer ago")
+@status_option(frozenset(Status))
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N")
 @dsn_option
 @_json
 def list_jobs(
-    *, queue: Sequence[str], type: Sequence[str], status: Sequence[str], limit: int, dsn: str, json: bool
+    *,
+    queue: Sequence[str],
+    type: Sequence[str],
+    older_than: float | None,
+    status: Sequence[str],
+    limit: int,
+    dsn: str,
+    json: bool,
 ) -> None:
     """List jobs, newest first."""
     where = JobFilter(
@@ -49,7 +64,7 @@ def list_jobs(
         types=frozenset(type) or None,
         statuses=frozenset(map(Status, status)) or None,
     )
-    found = anyio.run(_list, dsn, where, limit + 1)
+    found = anyio.run(_list, dsn, where, limit + 1, None if older_than is None else dispatched_before(older_than))
     shown = found[:limit]
     if json:
         print_json([summary(job) for job in shown])
@@ -77,35 +92,66 @@ def show_job(job_id: UUID, dsn: str, json: bool) -> None:
         print_job(job)
 
 
+def _acting(action: Action) -> Callable[[F], F]:
+    """Give a command the IDs, the filters and the manner of what is done to many."""
+    options = (
+        click.argument("job_ids", metavar="[ID...]", type=click.UUID, nargs=-1),
+        filter_options(older="dispatched longer ago"),
+        status_option(action.takes, _unless_named(action)),
+        manner_options(action.verb),
+    )
+    return lambda function: stacked(options, function)
+
+
+def _unless_named(action: Action) -> str:
+    return "" if action.unless_named == action.takes else f"  [default: {', '.join(sorted(action.unless_named))}]"
+
+
 @jobs.command("retry")
-@_ids
-@dsn_option
-@_json
+@_acting(RETRY)
 @click.pass_context
-def retry_jobs(context: click.Context, job_ids: Sequence[UUID], dsn: str, json: bool) -> None:
+def retry_jobs(context: click.Context, /, **options: Any) -> None:
     """Make failed, cancelled and scheduled jobs ready now, with all their attempts.
 
-    Exit code 3 if one of them is not there, or had to be left as it is.
+    Name them by IDs, or by filters; filters mean failed jobs unless --status says otherwise. Exit code 3 if one of
+    the IDs is not there, or had to be left as it is.
     """
-    _report(context, job_ids, anyio.run(_retry, dsn, job_ids), {Status.PENDING}, json)
+    _act(context, RETRY, **options)
 
 
 @jobs.command("cancel")
-@_ids
-@dsn_option
-@_json
+@_acting(CANCEL)
 @click.pass_context
-def cancel_jobs(context: click.Context, job_ids: Sequence[UUID], dsn: str, json: bool) -> None:
-    """Cancel jobs: waiting ones at once; of a running one, its worker learns when it next renews the lease.
+def cancel_jobs(context: click.Context, /, **options: Any) -> None:
+    """Cancel jobs: waiting ones at once; the worker of a running one is told, and ends it.
 
-    Exit code 3 if one of them is not there, or had ended before.
+    Name them by IDs, or by filters. Exit code 3 if one of the IDs is not there, or had ended before.
     """
-    _report(context, job_ids, anyio.run(_cancel, dsn, job_ids), {Status.CANCELLED, Status.PROCESSING}, json)
+    _act(context, CANCEL, **options)
 
 
-async def _list(dsn: str, where: JobFilter, limit: int) -> Sequence[JobRecord]:
+@jobs.command("delete")
+@_acting(DELETE)
+@click.pass_context
+def delete_jobs(context: click.Context, /, **options: Any) -> None:
+    """Delete jobs that are over, with their results and dead letters.
+
+    Name them by IDs, or by filters. One that is not over is left as it is: cancel it first. Exit code 3 if one of the
+    IDs is not there, or is not over.
+    """
+    _act(context, DELETE, **options)
+
+
+def _act(
+    context: click.Context, action: Action, *, dry_run: bool, yes: bool, dsn: str, json: bool, **choice: Any
+) -> None:
+    which = chosen(action, **choice)
+    context.exit(act(action, which, jobs_of, noun="job", dry_run=dry_run, yes=yes, dsn=dsn, json=json))
+
+
+async def _list(dsn: str, where: JobFilter, limit: int, before: UUID | None) -> Sequence[JobRecord]:
     async with opened(dsn) as storage:
-        return await storage.list(where, limit)
+        return await storage.list(where, limit, before=before)
 
 
 async def _find(dsn: str, job_id: UUID) -> JobRecord:
@@ -114,38 +160,3 @@ async def _find(dsn: str, job_id: UUID) -> JobRecord:
     if job is None:
         raise JobNotFound(job_id)
     return job
-
-
-async def _retry(dsn: str, job_ids: Sequence[UUID]) -> Mapping[UUID, Status]:
-    async with opened(dsn) as storage:
-        return await storage.retry(job_ids)
-
-
-async def _cancel(dsn: str, job_ids: Sequence[UUID]) -> Mapping[UUID, Status]:
-    async with opened(dsn) as storage:
-        return await storage.cancel(job_ids)
-
-
-def _report(
-    context: click.Context,
-    job_ids: Sequence[UUID],
-    statuses: Mapping[UUID, Status],
-    done: Collection[Status],
-    json: bool,
-) -> None:
-    """Print how each job stands now, and end with JOB unless all of them are as was asked."""
-    asked = list(dict.fromkeys(job_ids))
-    if json:
-        print_json({str(job_id): statuses.get(job_id) for job_id in asked})
-    code = ExitCode.OK
-    for job_id in asked:
-        status = statuses.get(job_id)
-        if status is None:
-            say(str(JobNotFound(job_id)))
-        elif status not in done:
-            say(f"job {job_id} is {status}: left as it is")
-        elif not json:
-            click.echo(f"{job_id} {status}")
-        if status not in done:
-            code = ExitCode.JOB
-    context.exit(code)

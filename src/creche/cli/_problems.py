@@ -17,11 +17,11 @@ class ExitCode(IntEnum):
     """How a command ended. `docs/cli.md` explains them to people."""
 
     OK = 0
-    TROUBLE = 1  # the configuration, the database or the application; or `migrate --check` found something
+    TROUBLE = 1  # the configuration, the database or the application; or `migrate --check`, `doctor` found something
     USAGE = 2  # the command line itself; nothing was written
     JOB = 3  # a job failed, was cancelled, is not there, or could not be changed
     TIMEOUT = 4  # `dispatch --wait --timeout`: the job goes on
-    INTERRUPTED = 130  # Ctrl-C, as shells have it: 128 + SIGINT
+    INTERRUPTED = 130  # Ctrl-C, as shells have it: 128 + SIGINT; or a question was answered with no
 
 
 class Problem(click.ClickException):
@@ -66,9 +66,12 @@ _KINDS: Final[Sequence[tuple[type[errors.CrecheError], type[Problem]]]] = (
 def as_problem(error: BaseException) -> Problem | None:
     """Return an error as the line that ends the command; None if it is a bug, whose traceback somebody must see."""
     leaves = list(_leaves(error))
-    if not leaves or not all(isinstance(leaf, errors.CrecheError) for leaf in leaves):
+    if not leaves or not all(isinstance(leaf, errors.CrecheError | Problem) for leaf in leaves):
         return None
-    return next(problem(str(leaves[0])) for kind, problem in _KINDS if isinstance(leaves[0], kind))
+    first = leaves[0]
+    if isinstance(first, Problem):
+        return first
+    return next(problem(str(first)) for kind, problem in _KINDS if isinstance(first, kind))
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
