@@ -9,11 +9,20 @@ from typing import Any
 
 import click
 
+from creche.cli._completion import completion
+from creche.cli._dead import dead
+from creche.cli._dev import dev
 from creche.cli._dispatch import dispatch
+from creche.cli._doctor import doctor
+from creche.cli._health import health
 from creche.cli._jobs import jobs
 from creche.cli._migrate import migrate
 from creche.cli._problems import ExitCode, as_problem
+from creche.cli._prune import prune
+from creche.cli._queues import queues
+from creche.cli._top import top
 from creche.cli._worker import worker
+from creche.cli._workers import workers
 from creche.errors import CrecheError
 
 __all__ = ["cli", "main"]
@@ -25,7 +34,7 @@ class _Root(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):
             raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
         except (CrecheError, BaseExceptionGroup) as error:
             problem = as_problem(error)
@@ -44,7 +53,7 @@ def cli() -> None:
     """A persistent job queue on the database that you already have."""
 
 
-for command in (worker, dispatch, jobs, migrate):
+for command in (worker, dispatch, jobs, dead, queues, workers, top, prune, doctor, migrate, dev, health, completion):
     cli.add_command(command)
 
 
