@@ -36,7 +36,7 @@ class MySQLContract(StorageConformance):
     def unopened(self, reused: tuple[str, Raw]) -> MySQLStorage:
         self.dsn, raw = reused
         with raw.cursor() as cursor:
-            for table in ("jobs", "dead_letters", "listeners", "watches"):
+            for table in ("jobs", "dead_letters", "listeners", "watches", "queues", "workers"):
                 cursor.execute(f"DELETE FROM creche_{table}")
         return MySQLStorage(self.dsn)
 

@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS creche_jobs (
     max_attempts      INT             NOT NULL,
     available_at      DATETIME(6)     NOT NULL,
     locked_until      DATETIME(6),
-    locked_by         VARCHAR(255),
+    locked_by         VARBINARY(255),
     -- The fence: token rises with every reservation and every seizure, nonce is the reserver's 64 random bits.
     token             BIGINT          NOT NULL DEFAULT 0,
     nonce             BIGINT          NOT NULL DEFAULT 0,
@@ -74,14 +74,15 @@ CREATE TABLE IF NOT EXISTS creche_jobs (
     -- Who holds what for how long; NULL where nobody does. A renewal moves its entry, which a short job never needs.
     KEY creche_jobs_held (locked_until),
 
-    -- What may be pruned, the oldest first. The third column lets the index itself pass over results that are still fresh.
-    KEY creche_jobs_finished (finished_as, completed_at, result_expires_at),
+    -- What may be pruned, queue by queue, for each may keep its own as long as it likes; the oldest first. The last column
+    -- lets the index itself pass over results that are still fresh.
+    KEY creche_jobs_finished (finished_as, queue_name, completed_at, result_expires_at),
 
     -- Single flight, and the caller's own names: uniqueness is the database's business, in the insert itself.
     UNIQUE KEY creche_jobs_flight (flight),
     UNIQUE KEY creche_jobs_key (queue_name, idempotency_key)
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin
--- A queue is empty at one moment and full at the next, and next_due.sql needs statistics that know.
+-- A queue is empty at one moment and full at the next, and next_due.sql and finished.sql need statistics that know.
   STATS_PERSISTENT = 1 STATS_AUTO_RECALC = 1;
 
 -- A copy, without a foreign key: it outlives the job's row.
@@ -97,7 +98,28 @@ CREATE TABLE IF NOT EXISTS creche_dead_letters (
     buried_at    DATETIME(6)    NOT NULL,
     errors       LONGTEXT       NOT NULL,
 
-    KEY creche_dead_letters_buried (buried_at)
+    KEY creche_dead_letters_buried (queue_name, buried_at)
+) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- What was said of a queue by people; most have no row. How long its finished jobs are kept, in microseconds: all three
+-- are set, or none.
+CREATE TABLE IF NOT EXISTS creche_queues (
+    queue_name     VARBINARY(128) NOT NULL PRIMARY KEY,
+    paused_at      DATETIME(6),
+    keep_completed BIGINT,
+    keep_failed    BIGINT,
+    keep_cancelled BIGINT
+) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- Who works, as they say themselves; one that doesn't say so again is forgotten when its time has run out.
+CREATE TABLE IF NOT EXISTS creche_workers (
+    name       VARBINARY(128) NOT NULL PRIMARY KEY,
+    presence   LONGTEXT       NOT NULL,    -- {name, host, pid, backend, version, queues, concurrency, state}
+    started_at DATETIME(6)    NOT NULL,
+    seen_at    DATETIME(6)    NOT NULL,
+    expires_at DATETIME(6)    NOT NULL,
+
+    KEY creche_workers_expires (expires_at)
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
 -- Who waits for which job to be over; `watcher` is woken as a queue's listeners are. A row may outlive both.

@@ -9,6 +9,7 @@ SELECT j.id, j.token, j.queue_name, j.type, j.payload, j.priority, j.attempts, j
              FROM creche_jobs FORCE INDEX (creche_jobs_ready)
             WHERE ready_queue = %(queue)s
               AND %(wanted)s
+              AND (SELECT paused_at FROM creche_queues FORCE INDEX (PRIMARY) WHERE queue_name = %(queue)s) IS NULL
             ORDER BY ready_rank, available_at, id
             LIMIT %(seen)s
        ) AS seen

@@ -1,10 +1,11 @@
--- Delete finished jobs of one state whose retention is over, the oldest first; a result that is still fresh keeps its
--- row, and the index knows of it. `status` says nothing new, but is in no index: see overdue.sql.
+-- Delete finished jobs of one queue and status whose retention is over, the oldest first; a result that is still fresh
+-- keeps its row, and the index knows of it. `status` says nothing new, but is in no index: see overdue.sql.
 DELETE j
   FROM (
            SELECT id
              FROM creche_jobs FORCE INDEX (creche_jobs_finished)
             WHERE finished_as = %(status)s
+              AND queue_name = %(queue)s
               AND status = %(status)s
               AND completed_at <= %(now)s - INTERVAL %(kept)s MICROSECOND
               AND (result_expires_at IS NULL OR result_expires_at <= %(now)s)

@@ -36,7 +36,9 @@ pytestmark = pytest.mark.anyio
 Server: TypeAlias = MariaDBServer | MySQLServer | ForeignServer
 
 NAMES = [migration.name for migration in load("mysql").migrations]
-TABLES = {"creche_jobs", "creche_dead_letters", "creche_listeners", "creche_migrations", "creche_watches"}
+TABLES = {
+    f"creche_{name}" for name in ("jobs", "dead_letters", "listeners", "migrations", "queues", "watches", "workers")
+}
 FAMILY = ["mariadb", "mysql"]
 
 

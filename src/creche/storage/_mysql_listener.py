@@ -109,6 +109,19 @@ def lock_name(token: bytes) -> str:
     return f"creche_{token.hex()}"
 
 
+async def nap(connection: Connection, seconds: float) -> bool:
+    """Sleep; return whether somebody ended it."""
+    with move_on_after(seconds + LATE):
+        try:
+            ((left,),) = (await connection.run(f"SELECT SLEEP({seconds})"))[0].rows
+        except MySQLError as error:
+            if error.args[0] != INTERRUPTED:
+                raise
+            return True
+        return bool(left)
+    raise StorageUnavailable("MySQL did not come back from a nap")
+
+
 class MySQLListener(ServerListener[Connection]):
     """Sleeps until it is woken.
 
@@ -143,7 +156,7 @@ class MySQLListener(ServerListener[Connection]):
 
     async def _prove(self, connection: Connection) -> None:
         self._later(self._rouse_myself)
-        woken = await self._nap(connection, LATE)
+        woken = await nap(connection, LATE)
         self._proven.set()
         if not woken and not self._roused:
             raise StorageUnavailable("MySQL gave no answer to a listener that was to be woken")
@@ -166,7 +179,7 @@ class MySQLListener(ServerListener[Connection]):
         self._later(self._look_again)
         while True:
             began = current_time()
-            if await self._nap(connection, NAP):
+            if await nap(connection, NAP):
                 self._ring_all()
                 thick = current_time() - began < LAST_PAUSE
                 pause = min(LAST_PAUSE, pause * 2 or FIRST_PAUSE) if thick else 0.0
@@ -175,18 +188,6 @@ class MySQLListener(ServerListener[Connection]):
             if current_time() - told > STILL_HERE:
                 await self._waker.register(self._token, self._queues)
                 told = current_time()
-
-    async def _nap(self, connection: Connection, seconds: float) -> bool:
-        """Sleep; return whether somebody ended it."""
-        with move_on_after(seconds + LATE):
-            try:
-                ((left,),) = (await connection.run(f"SELECT SLEEP({seconds})"))[0].rows
-            except MySQLError as error:
-                if error.args[0] != INTERRUPTED:
-                    raise
-                return True
-            return bool(left)
-        raise StorageUnavailable("MySQL did not come back from a nap")
 
     async def _look_again(self) -> None:
         """Ring once more when a nap has surely begun: a wake that came between two naps was heard by nobody."""

@@ -20,7 +20,6 @@ from creche._job import (
     Lease,
     NewJob,
     Progress,
-    QueueStats,
     ReservedJob,
     Settlement,
     Status,
@@ -224,6 +223,11 @@ def statuses(rows: Iterable[Row]) -> dict[UUID, Status]:
     return {UUID(bytes=row[0]): Status(row[1]) for row in rows}
 
 
+def holders(rows: Iterable[Row]) -> set[str]:
+    """Return the names of those who hold jobs in rows of `statuses.sql`."""
+    return {row[2].decode() for row in rows if row[2] is not None}
+
+
 def in_turn(claimed: Iterable[Row]) -> Sequence[Row]:
     """Return rows of `claim.sql` in the order in which they are to start: what is locked by ids comes in any."""
     return sorted(claimed, key=lambda row: (-row[5], row[9], row[0]))
@@ -268,7 +272,7 @@ def record(row: Row) -> JobRecord:
         {
             **columns,
             "id": UUID(bytes=columns["id"]),
-            **{name: _name(columns[name]) for name in ("queue_name", "type", "idempotency_key")},
+            **{name: _name(columns[name]) for name in ("queue_name", "type", "idempotency_key", "locked_by")},
             **{name: _text(columns[name]) for name in ("payload", "result")},
             **{name: _moment(columns[name]) for name in _MOMENTS},
         }
@@ -313,11 +317,4 @@ def dead_letter(row: Row) -> DeadLetter:
             "buried_at": _aware(buried_at),
             "errors": errors,
         }
-    )
-
-
-def queue_stats(rows: Iterable[Row]) -> Sequence[QueueStats]:
-    """Return the rows of `stats.sql`."""
-    return _rows.queue_stats(
-        (queue.decode(), status, jobs, seconds_until(waiting)) for queue, status, jobs, waiting in rows
     )

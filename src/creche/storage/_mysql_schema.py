@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from creche.errors import ConfigurationError, SchemaOutdated
-from creche.storage._asyncmy import AsyncmyDriver, Connection, translated
+from creche.storage._asyncmy import AsyncmyDriver, Connection, Server, translated
 from creche.storage._mysql_calls import bare, without_limit
 from creche.storage._mysql_literals import render
 from creche.storage._sql import Dialect, Migration
@@ -45,14 +45,14 @@ class Schema:
             StorageUnavailable: the database can't be reached.
         """
         async with self._connection() as connection:
-            found = await self._find(connection)
+            found = await self.find(connection)
         if found < self._dialect.version:
             raise SchemaOutdated(found=found, needed=self._dialect.version)
 
     async def pending(self) -> Sequence[Migration]:
         """Return what `migrate` would apply."""
         async with self._connection() as connection:
-            return self._after(await self._find(connection))
+            return self.after(await self.find(connection))
 
     async def migrate(self) -> Sequence[Migration]:
         """Apply what is missing, one after the other; wait for whoever is doing the same."""
@@ -61,17 +61,24 @@ class Schema:
             lock = render(self._sql["lock_migrations"], {"seconds": LOCK_ROUND})
             while (await connection.run(lock))[0].rows != [(1,)]:
                 pass
-            missing = self._after(await self._find(connection))
+            missing = self.after(await self.find(connection))
             for migration in missing:
                 applied = {"version": migration.version, "name": migration.name}
                 await connection.run(bare(migration.sql).removesuffix(";"))
                 await connection.run(render(self._sql["record_migration"], applied))
         return missing
 
-    def _after(self, found: int) -> Sequence[Migration]:
+    @property
+    def migrations(self) -> Sequence[Migration]:
+        """All that there are."""
+        return self._dialect.migrations
+
+    def after(self, found: int) -> Sequence[Migration]:
+        """Return the migrations that come after a version."""
         return [migration for migration in self._dialect.migrations if migration.version > found]
 
-    async def _find(self, connection: Connection) -> int:
+    async def find(self, connection: Connection) -> int:
+        """Return the version that the tables have; 0 if there are none."""
         if (await connection.run(self._sql["find_schema"]))[0].rows == [(0,)]:
             return 0
         ((version,),) = (await connection.run(self._sql["find_version"]))[0].rows
@@ -82,26 +89,31 @@ class Schema:
         with translated():
             connection = await self._driver.connect()
             try:
-                _check_version(connection)
-                await self._check_log(connection)
+                for problem in (too_old(connection.server), await unfit_log(connection)):
+                    if problem:
+                        raise ConfigurationError(problem)
                 yield connection
             finally:
                 await connection.aclose()
 
-    async def _check_log(self, connection: Connection) -> None:
-        # SHOW: a server that has no such setting any more, as MySQL has announced, has no row of it, and no error.
-        shown = await connection.run("SHOW VARIABLES WHERE variable_name IN ('log_bin', 'binlog_format')")
-        if dict(shown[0].rows) == {"log_bin": "ON", "binlog_format": "STATEMENT"}:
-            raise ConfigurationError(
-                f"{connection.server.name} logs statements, and can't log those of READ COMMITTED, in which creche "
-                "works: set binlog_format to ROW or MIXED"
-            )
+
+def too_old(server: Server) -> str | None:
+    """Say of a server that it is too old, if it is."""
+    if server.version >= (OLDEST_MARIADB if server.mariadb else OLDEST_MYSQL):
+        return None
+    return (
+        f"{server.name} is too old: creche needs MySQL {'.'.join(map(str, OLDEST_MYSQL))} or newer, or "
+        f"MariaDB {'.'.join(map(str, OLDEST_MARIADB[:2]))}, for SKIP LOCKED"
+    )
 
 
-def _check_version(connection: Connection) -> None:
-    server = connection.server
-    if server.version < (OLDEST_MARIADB if server.mariadb else OLDEST_MYSQL):
-        raise ConfigurationError(
-            f"{server.name} is too old: creche needs MySQL {'.'.join(map(str, OLDEST_MYSQL))} or newer, or "
-            f"MariaDB {'.'.join(map(str, OLDEST_MARIADB[:2]))}, for SKIP LOCKED"
-        )
+async def unfit_log(connection: Connection) -> str | None:
+    """Say of a server that it can't log what we write, if it can't."""
+    # SHOW: a server that has no such setting any more, as MySQL has announced, has no row of it, and no error.
+    shown = await connection.run("SHOW VARIABLES WHERE variable_name IN ('log_bin', 'binlog_format')")
+    if dict(shown[0].rows) != {"log_bin": "ON", "binlog_format": "STATEMENT"}:
+        return None
+    return (
+        f"{connection.server.name} logs statements, and can't log those of READ COMMITTED, in which creche works: set "
+        "binlog_format to ROW or MIXED"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, TypedDict
 from uuid import UUID
 
@@ -14,8 +14,8 @@ from creche.storage._asyncmy import Connection
 from creche.storage._mysql_calls import BEGIN, COMMIT, Row, undone_on_error
 from creche.storage._mysql_ends import follow
 from creche.storage._mysql_literals import Expression, Render
+from creche.storage._mysql_queues import kept
 
-FINISHED: Final = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 WATCHED: Final = rows.microseconds(WATCH_LIMIT)
 
 
@@ -25,8 +25,7 @@ async def maintain(
     """Recover, bury, promote, prune; see `Storage.maintain`. Return, too, whom to wake: the queues that have something
     ready now, and who watches what has ended.
     """
-    kept = {status: rows.microseconds(getattr(retention, status)) for status in FINISHED}
-    return await _Round(connection, render, limit, now, kept).run()
+    return await _Round(connection, render, limit, now, kept(retention)).run()
 
 
 @frozen
@@ -35,27 +34,39 @@ class _Round:
     render: Render
     limit: int
     now: Expression
-    kept: Mapping[Status, int]
+    kept: Mapping[str, int]
 
     async def run(self) -> tuple[Upkeep, set[str]]:
-        kept = {status.value: kept for status, kept in self.kept.items()}
-        overdue = self.render("overdue", now=self.now, watched=WATCHED, **kept)
-        ((expired, *finished, dead, watched),), due, ((expiry_in,),) = await self._send(overdue, *self._news())
-        if not (expired or any(finished) or dead or watched or _waiting(due)):
+        ((expired, watched, gone),), finished, buried, due, ((expiry_in,),) = await self._send(
+            self.render("overdue", now=self.now, watched=WATCHED),
+            self.render("finished", now=self.now, **self.kept),
+            self.render("buried", now=self.now, failed=self.kept[Status.FAILED]),
+            *self._news(),
+        )
+        stale = await self._stale(finished)
+        if not (expired or watched or gone or stale or buried or _waiting(due)):
             return Upkeep(recovered=0, buried=0, promoted=0, pruned=0, **_news(due, expiry_in)), set()
         async with undone_on_error(self.connection):
             await self._send(BEGIN)
-            recovered, buried, ended = await self._take_back() if expired else (0, 0, set[str]())
+            recovered, spent, ended = await self._take_back() if expired else (0, 0, set[str]())
             promoted, woken = await self._promote()
-            pruned = await self._prune([status for status, some in zip(FINISHED, finished, strict=True) if some])
-            if dead:
-                old = self.kept[Status.FAILED]
-                await self._write("prune_dead_letters", kept=old, limit=self.limit)
+            pruned = await self._prune("prune", stale)
+            await self._prune("prune_dead_letters", [{"queue": queue, "kept": kept} for queue, kept, _ in buried])
             if watched:
                 await self._write("prune_watches", kept=WATCHED, limit=self.limit)
+            if gone:
+                await self._write("prune_workers", limit=self.limit)
             due, ((expiry_in,),), _ = await self._send(*self._news(), COMMIT)
-        done = Upkeep(recovered=recovered, buried=buried, promoted=promoted, pruned=pruned, **_news(due, expiry_in))
+        done = Upkeep(recovered=recovered, buried=spent, promoted=promoted, pruned=pruned, **_news(due, expiry_in))
         return done, woken | ended
+
+    async def _stale(self, finished: list[Row]) -> list[dict[str, object]]:
+        """Return what `prune.sql` has to look for: not what is kept for being a fresh result."""
+        which = [{"queue": queue, "status": status.decode(), "kept": kept} for queue, status, kept, _ in finished]
+        if not which:
+            return []
+        answers = await self._send(*(self.render("stale", now=self.now, **each) for each in which))
+        return [each for each, ((stale,),) in zip(which, answers, strict=True) if stale]
 
     async def _take_back(self) -> tuple[int, int, set[str]]:
         """Recover and bury; return how many of each, and whom to wake because some have ended."""
@@ -87,10 +98,12 @@ class _Round:
                 woken.add(queue)
         return promoted, woken
 
-    async def _prune(self, statuses: list[Status]) -> int:
+    async def _prune(self, statement: str, which: Sequence[Mapping[str, object]]) -> int:
+        """Prune queue by queue, the one that is most overdue first."""
         pruned = 0
-        for status in statuses:
-            pruned += await self._write("prune", status=status, kept=self.kept[status], limit=self.limit - pruned)
+        for each in which:
+            if pruned < self.limit:
+                pruned += await self._write(statement, limit=self.limit - pruned, **each)
         return pruned
 
     def _news(self) -> tuple[str, str]:

@@ -19,24 +19,27 @@ from anyio.lowlevel import checkpoint
 from attrs import define
 
 from creche._job import (
+    RATE_WINDOW,
     WATCH_LIMIT,
     DeadLetter,
     End,
     Extension,
+    Finding,
     Insertion,
     JobFilter,
     JobRecord,
     Lease,
     NewJob,
+    Presence,
     Progress,
     QueueStats,
     Reservation,
-    ReservedJob,
     Retention,
     Settled,
     Settlement,
     Status,
     Upkeep,
+    WorkerRecord,
     check_integer,
     check_seconds,
 )
@@ -46,14 +49,18 @@ from creche.storage import _mysql_rows as rows
 from creche.storage._asyncmy import Answer, AsyncmyDriver, Connection
 from creche.storage._calls import Calls
 from creche.storage._listener import LocalListener
-from creche.storage._mysql_address import parse_dsn
-from creche.storage._mysql_calls import BEGIN, COMMIT, Row, bare, together, undone_on_error
+from creche.storage._mysql_address import Address, parse_dsn
+from creche.storage._mysql_calls import Row, bare, together
+from creche.storage._mysql_check import Doctor
+from creche.storage._mysql_delete import delete
 from creche.storage._mysql_dispatch import Dispatched, OurSession, TheirSession, dispatch
 from creche.storage._mysql_echo import Echo
 from creche.storage._mysql_ends import ended, ending, follow, settled, settling
 from creche.storage._mysql_handles import through
 from creche.storage._mysql_listener import MySQLListener, Waker
 from creche.storage._mysql_literals import among, clock, render
+from creche.storage._mysql_queues import announcing, keeping, pausing, queue_stats, resuming, worker_records
+from creche.storage._mysql_reserve import Reserve
 from creche.storage._mysql_retry import revive
 from creche.storage._mysql_schema import Schema
 from creche.storage._mysql_session import MySQLTransaction
@@ -64,13 +71,6 @@ from creche.storage._wakes import Wakes
 
 # Seconds between two rounds of wakes of a process: each asks who listens, and ends the sleep of everyone who does.
 WAKE_PAUSE: Final = 0.02
-
-# How often a reserve looks again that found something ready and then got nothing of it.
-ROUNDS: Final = 3
-
-# How many more jobs claim_of_types.sql looks at than it wants, and by how much more when rivals had all of those.
-WINDOW: Final = 500
-WIDER: Final = 20
 
 _NOTHING: Final = [Answer([], 0)]
 
@@ -104,15 +104,23 @@ class MySQLStorage:
 
     def __init__(self, dsn: str, *, pool_size: int = 5, call_timeout: float = 10.0, push: bool = True) -> None:
         address, options = parse_dsn(dsn)
-        timeout = check_seconds("call_timeout", options.get("call_timeout", call_timeout), positive=True)
+        self._set_up(
+            address,
+            pool_size=check_integer("pool_size", options.get("pool_size", pool_size), 1, 1_000),
+            timeout=check_seconds("call_timeout", options.get("call_timeout", call_timeout), positive=True),
+            push=_check_push(options.get("push", push)),
+        )
+
+    def _set_up(self, address: Address, *, pool_size: int, timeout: float, push: bool, trusting: bool = False) -> None:
         self._address = address
         self._driver = AsyncmyDriver(address, lock_timeout=timeout)
-        self._pool_size = check_integer("pool_size", options.get("pool_size", pool_size), 1, 1_000)
-        self._calls: Calls[Connection] = Calls(self._driver, pool_size=self._pool_size, timeout=timeout)
-        self._capabilities = Capabilities(listen=_check_push(options.get("push", push)), shared=True, durable=True)
+        self._pool_size = pool_size
+        self._calls: Calls[Connection] = Calls(self._driver, pool_size=pool_size, timeout=timeout)
+        self._capabilities = Capabilities(listen=push, shared=True, durable=True)
         dialect = load("mysql")
         self._schema = Schema(dialect, self._driver)
         self._sql = {name: bare(text) for name, text in dialect.statements.items()}
+        self._trusting = trusting
         self._opened: _Opened | None = None
 
     def __repr__(self) -> str:
@@ -133,9 +141,10 @@ class MySQLStorage:
     async def __aenter__(self) -> Self:
         if self._opened is not None:
             raise UsageError(f"{self!r} is open already: make another one")
-        answered = False
+        answered = self._trusting
         with anyio.move_on_after(self._calls.timeout):
-            await self._schema.check()
+            if not self._trusting:
+                await self._schema.check()
             answered = True
         if not answered:
             raise StorageUnavailable(f"{self!r} gave no answer in {self._calls.timeout:g} s")
@@ -176,6 +185,26 @@ class MySQLStorage:
     async def pending_migrations(self) -> Sequence[tuple[str, str]]:
         """See `Storage.pending_migrations`."""
         return [(migration.name, migration.sql) for migration in await self._schema.pending()]
+
+    async def check(self, *, concurrency: int | None = None) -> Sequence[Finding]:
+        """See `Storage.check`."""
+        doctor = Doctor(
+            driver=self._driver,
+            schema=self._schema,
+            timeout=self._calls.timeout,
+            push=self._capabilities.listen,
+            pool_size=self._pool_size,
+            concurrency=concurrency,
+        )
+        return await doctor.examine()
+
+    def twin(self) -> MySQLStorage:
+        """See `Storage.twin`. It has one connection, and trusts that somebody has looked at the schema."""
+        twin = MySQLStorage.__new__(MySQLStorage)
+        twin._set_up(  # noqa: SLF001 - what the constructor does, without a DSN
+            self._address, pool_size=1, timeout=self._calls.timeout, push=False, trusting=True
+        )
+        return twin
 
     # --- dispatch -----------------------------------------------------------------------------------
 
@@ -230,52 +259,17 @@ class MySQLStorage:
         now: datetime | None = None,
     ) -> Reservation:
         """See `Storage.reserve`."""
-        names = list(dict.fromkeys(queues))
-        wanted = among("type", types)
-        moment = clock(now)
-        look = self._render("ready", queues=rows.document(names), wanted=wanted, now=moment)
-        take = partial(self._render, "reserve", nonce=nonce, worker=worker, lease=rows.microseconds(lease), now=moment)
-
-        async def work(connection: Connection) -> Reservation:
-            jobs: Sequence[ReservedJob] = ()
-            due: list[int] = []
-            for round_number in range(ROUNDS):
-                found = (await connection.run(look))[0].rows
-                due = [row[2] for row in found if row[2] is not None]
-                ready = [name for name, row in zip(names, found, strict=True) if row[1]]
-                if not ready or limit < 1:
-                    break
-                by_ids = connection.server.mariadb and types is not None
-                claim = "claim_of_types" if by_ids else "claim"
-                seen = limit + WINDOW * WIDER**round_number
-                render = partial(self._render, claim, wanted=wanted, seen=seen)
-                claimed = await self._claim(connection, render, ready, limit, take)
-                jobs = [rows.reserved_job(row, nonce) for row in claimed]
-                # Nothing, though there was something: rivals took it, or held it for the moment of passing over it.
-                if jobs:
-                    break
-            return Reservation(jobs=jobs, next_due_in=rows.seconds_until(min(due, default=None)))
-
-        return await self._calls.run(work)
-
-    async def _claim(
-        self,
-        connection: Connection,
-        claim: Callable[..., str],
-        queues: Sequence[str],
-        limit: int,
-        take: Callable[..., str],
-    ) -> Sequence[Row]:
-        claimed: list[Row] = []
-        async with undone_on_error(connection):
-            for number, queue in enumerate(queues):
-                text = claim(queue=queue, limit=limit - len(claimed))
-                claimed += rows.in_turn((await connection.run(text if number else f"{BEGIN};\n{text}"))[-1].rows)
-                if len(claimed) >= limit:
-                    break
-            end = [take(ids=[UUID(bytes=row[0]) for row in claimed]), COMMIT] if claimed else [COMMIT]
-            await connection.run(";\n".join(end))
-        return claimed
+        take = Reserve(
+            queues=list(dict.fromkeys(queues)),
+            limit=limit,
+            lease=lease,
+            worker=worker,
+            nonce=nonce,
+            types=types,
+            now=clock(now),
+            render=self._render,
+        )
+        return await self._calls.run(take)
 
     async def extend(
         self,
@@ -356,7 +350,7 @@ class MySQLStorage:
         # What follows is written last: it is none of those that were there to be cancelled.
         statements = [cancel, statuses, *follow(self._render, ids, now=moment)]
         _, stand, followed, *_ = await self._calls.run(partial(together, statements=statements))
-        self._wake(rows.woken(followed.rows))
+        self._wake(rows.woken(followed.rows) | rows.holders(stand.rows))
         return rows.statuses(stand.rows)
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
@@ -365,6 +359,10 @@ class MySQLStorage:
         statuses, woken = await self._run(job_ids, retry, (dict[UUID, Status](), set[str]()))
         self._wake(woken)
         return statuses
+
+    async def delete(self, job_ids: Collection[UUID]) -> Mapping[UUID, Status]:
+        """See `Storage.delete`."""
+        return await self._run(job_ids, partial(delete, render=self._render, job_ids=job_ids), dict[UUID, Status]())
 
     async def find(self, job_ids: Collection[UUID]) -> Mapping[UUID, JobRecord]:
         """See `Storage.find`."""
@@ -405,7 +403,37 @@ class MySQLStorage:
 
     async def stats(self, *, now: datetime | None = None) -> Sequence[QueueStats]:
         """See `Storage.stats`."""
-        return rows.queue_stats(await self._page("stats", now=clock(now)))
+        window = rows.microseconds(RATE_WINDOW)
+        counted, said = await self._send(self._render("stats", now=clock(now), window=window), self._render("queues"))
+        return queue_stats(counted.rows, said.rows)
+
+    # --- queues, and who serves them ----------------------------------------------------------------
+
+    async def pause(self, queues: Collection[str], *, now: datetime | None = None) -> None:
+        """See `Storage.pause`."""
+        await self._send(*([pausing(self._render, queues, now=clock(now))] if queues else ()))
+
+    async def resume(self, queues: Collection[str]) -> None:
+        """See `Storage.resume`."""
+        await self._send(*(resuming(self._render, queues) if queues else ()))
+        self._wake(queues)
+
+    async def set_retention(self, queue_name: str, retention: Retention | None) -> None:
+        """See `Storage.set_retention`."""
+        await self._send(*keeping(self._render, queue_name, retention))
+
+    async def announce(self, presence: Presence, ttl: float, *, now: datetime | None = None) -> None:
+        """See `Storage.announce`."""
+        await self._send(announcing(self._render, presence, ttl, now=clock(now)))
+
+    async def withdraw(self, name: str) -> None:
+        """See `Storage.withdraw`."""
+        await self._send(self._render("withdraw", name=name))
+
+    async def workers(self, *, now: datetime | None = None) -> Sequence[WorkerRecord]:
+        """See `Storage.workers`."""
+        present, running = await self._send(*(self._render(each, now=clock(now)) for each in ("workers", "running")))
+        return worker_records(present.rows, running.rows)
 
     # --- transactions and wakes ---------------------------------------------------------------------
 
@@ -465,6 +493,12 @@ class MySQLStorage:
             return await self._calls.run(work)
         await checkpoint()
         return nothing
+
+    async def _send(self, *statements: str) -> Sequence[Answer]:
+        """Run statements in one transaction; one alone is one."""
+        if len(statements) > 1:
+            return await self._calls.run(partial(together, statements=statements))
+        return await self._run(statements, lambda connection: connection.run(*statements), ())
 
     async def _page(self, statement: str, **parameters: object) -> Sequence[Row]:
         text = self._render(statement, **parameters)
