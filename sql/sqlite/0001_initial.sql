@@ -57,14 +57,13 @@ CREATE INDEX creche_jobs_ready ON creche_jobs (queue_name, priority DESC, availa
 
 CREATE INDEX creche_jobs_due ON creche_jobs (queue_name, available_at) WHERE status = 'scheduled';
 
--- Not on locked_until: a renewal must not move an index entry. There are never more of these than workers' slots. By
--- the holder, for whoever asks what each worker holds.
-CREATE INDEX creche_jobs_held ON creche_jobs (locked_by, queue_name) WHERE status = 'processing';
+-- Not on locked_until: a renewal must not move an index entry. There are never more of these than workers' slots.
+CREATE INDEX creche_jobs_held ON creche_jobs (queue_name) WHERE status = 'processing';
 
 -- Who is asked to end what. Hardly ever anybody: whoever sees that another process has committed something can afford to
--- look here each time.
+-- look here each time. What runs has a holder, and nothing else has; the status would be a reason to take creche_jobs_held.
 CREATE INDEX creche_jobs_asked ON creche_jobs (locked_by, id, token)
-    WHERE status = 'processing' AND cancel_requested = 1;
+    WHERE cancel_requested = 1 AND locked_by IS NOT NULL;
 
 -- For prune, which goes from queue to queue, for each may have a retention of its own: what one keeps for a year does not
 -- stand before what others keep for a day. The column behind answers from the index alone which results are still fresh.

@@ -55,7 +55,13 @@ async def test_migrating_twice_does_nothing_the_second_time(path: Path) -> None:
     assert list(await storage.migrate()) == NAMES
     assert list(await storage.migrate()) == []
     assert list(await storage.pending_migrations()) == []
-    assert tables(path) == {"creche_jobs", "creche_dead_letters", "creche_migrations"}
+    assert tables(path) == {
+        "creche_jobs",
+        "creche_dead_letters",
+        "creche_queues",
+        "creche_workers",
+        "creche_migrations",
+    }
 
 
 async def test_opening_migrates(path: Path) -> None:

@@ -100,9 +100,12 @@ class Statements:
 
     def prune(self, limit: int, retention: Retention, now: int) -> int:
         """Delete finished jobs and dead letters past their retention; return how many jobs."""
-        columns = {**rows.retention_columns(retention), "limit": limit, "now": now}
-        pruned = self.count("prune", **columns)
-        self.run("prune_dead_letters", **columns)
+        kept = {**rows.retention_columns(retention), "now": now}
+        pruned = buried = 0
+        for row in self.run("finished", **kept):
+            pruned += self.count("prune", **dict(row), limit=limit - pruned, now=now)
+        for row in self.run("buried", **kept):
+            buried += self.count("prune_dead_letters", **dict(row), limit=limit - buried)
         return pruned
 
     # --- people -------------------------------------------------------------------------------------
@@ -124,6 +127,10 @@ class Statements:
         deleted = self.run("delete", ids=rows.array(found))
         self.run("delete_dead_letters", ids=rows.array(row["id"] for row in deleted))
         return found
+
+    def workers(self, now: int) -> tuple[Rows, Rows]:
+        """Return the workers that are there, and the jobs that run."""
+        return self.run("workers", now=now), self.run("running")
 
     def resume(self, queues: Collection[str]) -> None:
         """Hand out jobs of these queues again."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from uuid import UUID
 
 from creche._job import QueueStats, Retention, RunningJob, Status, WorkerRecord
@@ -42,18 +41,20 @@ def _retention(row: sqlite3.Row) -> Retention:
     )
 
 
-def workers(found: Iterable[sqlite3.Row], now: int) -> Sequence[WorkerRecord]:
-    """Return the rows of `workers`, which stand side by side for each worker, as one for each worker."""
-    return [_worker([*held], now) for _, held in groupby(found, lambda row: row["name"])]
-
-
-def _worker(held: Sequence[sqlite3.Row], now: int) -> WorkerRecord:
-    return WorkerRecord(
-        presence=decode_presence(held[0]["presence"]),
-        started_at=instant(held[0]["started_at"]),
-        seen_at=instant(held[0]["seen_at"]),
-        jobs=[_running(row, now) for row in held if row["id"] is not None],
-    )
+def workers(there: Iterable[sqlite3.Row], running: Iterable[sqlite3.Row], now: int) -> Sequence[WorkerRecord]:
+    """Return the rows of `workers`, each with those of `running` that it holds."""
+    held: dict[str, list[RunningJob]] = {}
+    for row in running:
+        held.setdefault(row["locked_by"], []).append(_running(row, now))
+    return [
+        WorkerRecord(
+            presence=decode_presence(row["presence"]),
+            started_at=instant(row["started_at"]),
+            seen_at=instant(row["seen_at"]),
+            jobs=sorted(held.get(row["name"], []), key=lambda job: job.job_id),
+        )
+        for row in there
+    ]
 
 
 def _running(row: sqlite3.Row, now: int) -> RunningJob:

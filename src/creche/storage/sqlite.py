@@ -386,7 +386,7 @@ class SQLiteStorage:
 
         def work(do: Statements) -> Sequence[WorkerRecord]:
             moment = rows.moment(now)
-            return views.workers(do.run("workers", now=moment), moment)
+            return views.workers(*do.workers(moment), moment)
 
         return await self._read(work)
 
