@@ -28,7 +28,7 @@ from creche.cli._chosen import (
     manner_options,
     stacked,
 )
-from creche.cli._display import age, console_of_data, failure, print_dead_letter, print_json, raw, say, shortened
+from creche.cli._display import age, brief, console_of_data, failure, print_dead_letter, print_json, raw, say, shortened
 from creche.cli._storages import dsn_option, opened
 from creche.cli._tables import new_table
 
@@ -215,19 +215,18 @@ def _print_letters(letters: Sequence[DeadLetter]) -> None:
     several = len({letter.queue_name for letter in letters}) > 1
     table = new_table()
     table.add_column("ID", no_wrap=True, min_width=36)
-    table.add_column("TYPE", no_wrap=True, overflow="ellipsis", min_width=6)
+    table.add_column("TYPE", min_width=6)
     if several:
-        table.add_column("QUEUE", no_wrap=True, overflow="ellipsis", min_width=5)
-    table.add_column("DIED", no_wrap=True, justify="right")
-    table.add_column("LAST ERROR", no_wrap=True, overflow="ellipsis", min_width=10)
+        table.add_column("QUEUE", min_width=5)
+    table.add_column("DIED", no_wrap=True, justify="right", min_width=4)
+    table.add_column("LAST ERROR", min_width=10)
     now = datetime.now(UTC)
     for letter in letters:
-        last = letter.errors[-1].error if letter.errors else None
         table.add_row(
             str(letter.job_id),
             shortened(letter.type),
             *([shortened(letter.queue_name)] if several else []),
             age(now, letter.buried_at),
-            shortened("" if last is None else f"{last.type}: {last.message}"),
+            shortened(brief(letter.errors[-1].error if letter.errors else None)),
         )
     console_of_data().print(table)

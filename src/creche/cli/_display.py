@@ -245,6 +245,11 @@ def _error(error: Failure) -> str:
     return error.traceback.strip() or f"{error.type}: {error.message}"
 
 
+def brief(error: Failure | None) -> str:
+    """Return an error in one line of a table: its class without the module, and what it says."""
+    return "" if error is None else f"{error.type.rpartition('.')[2]}: {error.message}"
+
+
 def _indented(data: bytes) -> str:
     try:
         return msgspec.json.format(data, indent=2).decode()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from creche._job import JobRecord, QueueStats, Status, WorkerRecord
-from creche.cli._display import BAD, age, shortened, span, text_of
+from creche.cli._display import BAD, age, brief, shortened, span, text_of
 from creche.cli._tables import (
     WIDE,
     new_table,
@@ -98,7 +98,7 @@ def _head(where: str, look: Look | None, *, keys: bool) -> RenderableType:
     from rich.table import Table
 
     line = Table.grid(expand=True, padding=(0, 1, 0, 0))
-    line.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    line.add_column(ratio=1)
     line.add_column(justify="right", no_wrap=True)
     line.add_column(justify="right", no_wrap=True)
     at = "" if look is None else f"{look.at:%H:%M:%S} UTC"
@@ -148,11 +148,14 @@ def _shared(room: int, wanted: Sequence[int]) -> Sequence[int]:
 
 
 def _busiest(queues: Sequence[QueueStats], number: int) -> Sequence[QueueStats]:
-    """Return so many of the queues, in their order."""
+    """Return so many of the queues, in their order: those that are paused, and those with the most to do."""
     if number >= len(queues):
         return queues
-    busy = sorted(queues, key=lambda each: -sum(each.counts.get(status, 0) for status in Status if status.active))
-    kept = {each.queue_name for each in busy[:number]}
+
+    def weight(queue: QueueStats) -> tuple[bool, int]:
+        return queue.paused_at is not None, sum(queue.counts.get(status, 0) for status in Status if status.active)
+
+    kept = {each.queue_name for each in sorted(queues, key=weight, reverse=True)[:number]}
     return [each for each in queues if each.queue_name in kept]
 
 
@@ -171,16 +174,15 @@ def _workers_words(look: Look) -> str:
 def _failed_table(jobs: Sequence[JobRecord]) -> Table:
     table = new_table()
     table.add_column("JOB", no_wrap=True, min_width=36)
-    table.add_column("TYPE", no_wrap=True, overflow="ellipsis", min_width=6)
-    table.add_column("AGO", justify="right", no_wrap=True)
-    table.add_column("ERROR", no_wrap=True, overflow="ellipsis", min_width=10)
+    table.add_column("TYPE", min_width=6)
+    table.add_column("AGO", justify="right", no_wrap=True, min_width=3)
+    table.add_column("ERROR", min_width=10)
     now = datetime.now(UTC)
     for job in jobs:
-        error = job.last_error
         table.add_row(
             str(job.id),
             shortened(job.type),
             "" if job.completed_at is None else age(now, job.completed_at),
-            shortened("" if error is None else f"{error.type}: {error.message}", BAD),
+            shortened(brief(job.last_error), BAD),
         )
     return table

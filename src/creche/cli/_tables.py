@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-WIDE: Final = 100  # columns from which on a window is wide
+WIDE: Final = 115  # columns from which on a window is wide: the queues need as many
 _HEADINGS: Final = {
     Status.PENDING: "PEND",
     Status.SCHEDULED: "SCHED",
@@ -124,7 +124,7 @@ def queue_table(queues: Sequence[QueueStats], served: Mapping[str, int], *, wide
             shortened(queue.queue_name),
             *(_count(queue.counts.get(status, 0), STATUS_STYLES[status], wide=wide) for status in Status),
             "-" if queue.oldest_ready is None else span(queue.oldest_ready),
-            f"{per_minute(queue):g}",
+            _count(round(per_minute(queue)), "", wide=wide),
             str(workers),
             *([retention_words(queue.retention)] if wide else []),
             _queue_state(queue, workers),
@@ -165,15 +165,15 @@ def worker_table(workers: Sequence[WorkerRecord], *, wide: bool) -> Table:
     """Return the workers as a table; their names, which hold host and pid, have a column only where it is wide."""
     table = new_table()
     if wide:
-        table.add_column("NAME", no_wrap=True, overflow="ellipsis")
-    table.add_column("HOST", no_wrap=True, overflow="ellipsis", min_width=6)
-    table.add_column("PID", justify="right", no_wrap=True)
-    table.add_column("STATE", no_wrap=True)
-    table.add_column("SLOTS", justify="right", no_wrap=True)
-    table.add_column("UP", justify="right", no_wrap=True)
-    table.add_column("LOOP", no_wrap=True)
+        table.add_column("NAME")
+    table.add_column("HOST", min_width=6)
+    table.add_column("PID", justify="right", no_wrap=True, min_width=7)
+    table.add_column("STATE", no_wrap=True, min_width=8)
+    table.add_column("SLOTS", justify="right", no_wrap=True, min_width=5)
+    table.add_column("UP", justify="right", no_wrap=True, min_width=3)
+    table.add_column("LOOP", no_wrap=True, min_width=7)
     table.add_column("VERSION", no_wrap=True)
-    table.add_column("QUEUES", no_wrap=True, overflow="ellipsis", min_width=8)
+    table.add_column("QUEUES", min_width=8)
     now = datetime.now(UTC)
     for each in workers:
         who = each.presence
@@ -196,13 +196,13 @@ def running_table(workers: Sequence[WorkerRecord], *, wide: bool, limit: int | N
     """Return what the workers run as a table, the oldest job first."""
     table = new_table()
     table.add_column("JOB", no_wrap=True, min_width=36)
-    table.add_column("TYPE", no_wrap=True, overflow="ellipsis", min_width=6)
-    table.add_column("QUEUE", no_wrap=True, overflow="ellipsis", min_width=5)
-    table.add_column("TRY", justify="right", no_wrap=True)
-    table.add_column("LEASE", justify="right", no_wrap=True)
+    table.add_column("TYPE", min_width=6)
+    table.add_column("QUEUE", min_width=5)
+    table.add_column("TRY", justify="right", no_wrap=True, min_width=3)
+    table.add_column("LEASE", justify="right", no_wrap=True, min_width=5)
     if wide:
-        table.add_column("WORKER", no_wrap=True, overflow="ellipsis")
-    table.add_column("PROGRESS", no_wrap=True, overflow="ellipsis", min_width=8)
+        table.add_column("WORKER")
+    table.add_column("PROGRESS", min_width=8)
     held = sorted(((job, each) for each in workers for job in each.jobs), key=lambda pair: pair[0].job_id)
     for job, each in held[:limit]:
         table.add_row(
