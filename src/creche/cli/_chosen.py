@@ -29,6 +29,7 @@ from creche.cli._storages import dsn_option, opened
 F = TypeVar("F", bound=Callable[..., Any])
 Change = Callable[[Collection[UUID]], Awaitable[Mapping[UUID, Status]]]
 
+AT_MOST: Final = "How many at most."
 HANDFUL: Final = 5  # jobs that a filter may name without a question
 _COUNTED: Final = 1_000  # jobs, for the question; beyond it says "more than"
 _NEWS: Final = 10.0  # seconds between two lines of progress where there is no terminal

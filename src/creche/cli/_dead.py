@@ -17,6 +17,7 @@ from creche._bulk import PAGE
 from creche._job import DeadLetter, JobFilter
 from creche.abc import Storage
 from creche.cli._chosen import (
+    AT_MOST,
     DELETE,
     RETRY,
     Action,
@@ -50,13 +51,16 @@ def dead() -> None:
 
 @dead.command("list")
 @filter_options(older=_OLDER)
-@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N", help=AT_MOST)
 @dsn_option
 @_json
 def list_dead(
     *, queue: Sequence[str], type: Sequence[str], older_than: float | None, limit: int, dsn: str, json: bool
 ) -> None:
-    """List dead letters with their last errors, the latest dispatched first."""
+    """List dead letters and their last errors, newest first.
+
+    The newest is the one whose job was dispatched last.
+    """
     where = JobFilter(queues=frozenset(queue) or None, types=frozenset(type) or None)
     found = anyio.run(_list, dsn, Chosen(ids=(), where=where, older_than=older_than), limit + 1)
     shown = found[:limit]
@@ -75,7 +79,7 @@ def list_dead(
 @dsn_option
 @_json
 def show_dead(job_id: UUID, dsn: str, json: bool) -> None:
-    """Show one dead letter with its payload and all its errors, oldest first.
+    """Show one dead letter: payload, and all its errors.
 
     Exit code 3 if there is none of that id.
     """
@@ -126,9 +130,10 @@ def _acting(action: Action) -> Callable[[F], F]:
 @_acting(RETRY)
 @click.pass_context
 def retry_dead(context: click.Context, /, **options: Any) -> None:
-    """Make dead jobs ready again, with all their attempts; their dead letters go, their errors stay.
+    """Make dead jobs ready again, with all their attempts.
 
-    Name them by IDs, or by filters. Exit code 3 if one of the IDs is not there, or had to be left as it is.
+    Their dead letters go, their errors stay. Name them by IDs, or by filters. Exit code 3 if one of the IDs is not
+    there, or had to be left as it is.
     """
     _act(context, RETRY, **options)
 

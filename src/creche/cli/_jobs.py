@@ -13,6 +13,7 @@ from creche import JobNotFound, Status
 from creche._bulk import dispatched_before
 from creche._job import JobFilter, JobRecord
 from creche.cli._chosen import (
+    AT_MOST,
     CANCEL,
     DELETE,
     RETRY,
@@ -45,7 +46,7 @@ jobs.add_command(watch_job)
 @jobs.command("list")
 @filter_options(older="dispatched longer ago")
 @status_option(frozenset(Status))
-@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N", help=AT_MOST)
 @dsn_option
 @_json
 def list_jobs(
@@ -81,9 +82,9 @@ def list_jobs(
 @dsn_option
 @_json
 def show_job(job_id: UUID, dsn: str, json: bool) -> None:
-    """Show all that is known about one job: payload, result, last error, times.
+    """Show all that is known about one job.
 
-    Exit code 3 if there is no such job.
+    That is its payload, result, last error and times. Exit code 3 if there is no such job.
     """
     job = anyio.run(_find, dsn, job_id)
     if json:
@@ -111,10 +112,10 @@ def _unless_named(action: Action) -> str:
 @_acting(RETRY)
 @click.pass_context
 def retry_jobs(context: click.Context, /, **options: Any) -> None:
-    """Make failed, cancelled and scheduled jobs ready now, with all their attempts.
+    """Make failed, cancelled and scheduled jobs ready now.
 
-    Name them by IDs, or by filters; filters mean failed jobs unless --status says otherwise. Exit code 3 if one of
-    the IDs is not there, or had to be left as it is.
+    They get all their attempts again. Name them by IDs, or by filters; filters mean failed jobs unless --status says
+    otherwise. Exit code 3 if one of the IDs is not there, or had to be left as it is.
     """
     _act(context, RETRY, **options)
 
@@ -123,9 +124,10 @@ def retry_jobs(context: click.Context, /, **options: Any) -> None:
 @_acting(CANCEL)
 @click.pass_context
 def cancel_jobs(context: click.Context, /, **options: Any) -> None:
-    """Cancel jobs: waiting ones at once; the worker of a running one is told, and ends it.
+    """Cancel jobs.
 
-    Name them by IDs, or by filters. Exit code 3 if one of the IDs is not there, or had ended before.
+    Waiting ones end at once; the worker of a running one is told, and ends it. Name them by IDs, or by filters. Exit
+    code 3 if one of the IDs is not there, or had ended before.
     """
     _act(context, CANCEL, **options)
 

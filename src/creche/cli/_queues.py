@@ -48,7 +48,7 @@ class _Look:
 @dsn_option
 @_json
 def list_queues(dsn: str, json: bool) -> None:
-    """List queues: how many jobs are in which state, and who serves them.
+    """List queues: their jobs by state, and who serves them.
 
     OLDEST is how long the oldest ready job has been due, FINISHED/MIN how many came to an end in the last minute, and
     KEEPS how long completed, failed and cancelled jobs are kept, if the queue says so itself. It counts every row.
@@ -82,9 +82,9 @@ async def _look(dsn: str) -> _Look:
 @dsn_option
 @_json
 def pause_queues(names: Sequence[str], dsn: str, json: bool) -> None:
-    """Hand out no more jobs of these queues, to any worker, until they are resumed.
+    """Hand out no more jobs of these queues, to any worker.
 
-    It is noted in the database: what runs goes on, what is dispatched waits.
+    It is noted in the database, until they are resumed: what runs goes on, what is dispatched waits.
     """
     anyio.run(_pause, dsn, _checked(names))
     _tell(names, "paused", json)
@@ -153,10 +153,10 @@ def keep_queue(
     dsn: str,
     json: bool,
 ) -> None:
-    """Say how long a queue keeps jobs that are over, whatever the workers say.
+    """Say how long a queue keeps jobs that are over.
 
-    What is not named stays as the queue has it; where it has none of its own yet, completed and cancelled jobs are
-    kept for a day, failed ones for 14.
+    It holds whatever the workers say. What is not named stays as the queue has it; where it has none of its own yet,
+    completed and cancelled jobs are kept for a day, failed ones for 14.
     """
     given = {"completed": completed, "failed": failed, "cancelled": cancelled}
     changes = {state: seconds for state, seconds in given.items() if seconds is not None}

@@ -44,7 +44,7 @@ _WAKES: Final = (signal.SIGWINCH, signal.SIGTSTP)
 @click.option("--interval", type=duration, default="1s", show_default=True, metavar="TIME", help="Between two looks.")
 @click.option("--once", is_flag=True, help="Look once, print it, and end.")
 @dsn_option
-@click.option("--json", is_flag=True, help="Print each look as a line of JSON; with --once, one of many lines.")
+@click.option("--json", is_flag=True, help="Print each look as a line of JSON.")
 @click.pass_context
 def top(context: click.Context, interval: float, once: bool, dsn: str, json: bool) -> None:
     """Watch queues, workers, running jobs and what failed last.

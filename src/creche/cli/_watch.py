@@ -31,10 +31,10 @@ _TICK: Final = 0.5  # seconds between looks
 @dsn_option
 @click.option("--json", is_flag=True, help="Print a line of JSON at each change.")
 def watch_job(job_id: UUID, timeout: float | None, dsn: str, json: bool) -> None:
-    """Follow one job to its end: a progress bar on a terminal, a line at each change elsewhere.
+    """Follow one job to its end.
 
-    Prints the result when it is completed. Exit code 3 if it fails, is cancelled or is not there, 4 if --timeout is
-    over.
+    Shows a progress bar on a terminal, a line at each change elsewhere. Prints the result when it is completed. Exit
+    code 3 if it fails, is cancelled or is not there, 4 if --timeout is over.
     """
     with _shown(json) as show:
         job = anyio.run(_watch, dsn, job_id, timeout, show)
