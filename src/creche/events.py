@@ -1,8 +1,10 @@
 """The events that a worker's hooks are called with: public names for `creche._events`."""
 
 from creche._events import (
+    EVENTS,
     HOOK_TIMEOUT,
     Hook,
+    Hooks,
     JobAcked,
     JobCancelled,
     JobDeadLettered,
@@ -23,8 +25,10 @@ from creche._events import (
 )
 
 __all__ = [
+    "EVENTS",
     "HOOK_TIMEOUT",
     "Hook",
+    "Hooks",
     "JobAcked",
     "JobCancelled",
     "JobDeadLettered",
