@@ -21,7 +21,10 @@ fish  creche completion fish > ~/.config/fish/completions/creche.fish"""
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print a script that makes a shell complete creche's commands, options and their values."""
+    """Print a script that makes a shell complete creche's words.
+
+    They are its commands, options and their values.
+    """
     kind = get_completion_class(shell)
     if kind is None:  # pragma: no cover - click has had these three since 8.0
         raise Trouble(f"this version of click completes nothing in {shell}")

@@ -53,7 +53,9 @@ def dev(
     log_format: str,
     log_level: str,
 ) -> None:
-    """Run a worker for development: it begins anew whenever a Python file of the application changes.
+    """Run a worker for development.
+
+    It begins anew whenever a Python file of the application changes.
 
     Brings the database's schema up to date first; a Queue() without a DSN is the file creche.db. After a mistake in
     the application it shows the traceback, and tries again at the next change. Running jobs are given back.

@@ -139,10 +139,10 @@ def _is_ipv6(host: str) -> bool:
 )
 @click.pass_context
 def health(context: click.Context, *, host: str, port: int | None, ready: bool) -> None:
-    """Ask a worker how it is, over its --health-port, and say so in one line.
+    """Ask a worker how it is, over its --health-port.
 
-    For Docker's HEALTHCHECK and the like. Who restarts what is unhealthy should ask for --live: a worker that is not
-    ready for want of a database gets no better by a restart.
+    Says so in one line. For Docker's HEALTHCHECK and the like. Who restarts what is unhealthy should ask for --live: a
+    worker that is not ready for want of a database gets no better by a restart.
     """
     if port is None:
         raise Trouble(f"which port? Say --port, or set {PORT}, as for the worker")
