@@ -33,6 +33,7 @@ _PATIENCE: Final = 1.0  # seconds for which nobody should hold the write lock
 _SKEW: Final = 1.0
 _ROOM: Final = 64 << 20  # bytes: less than a log may take
 _MEBIBYTE: Final = 1 << 20
+_THEN: Final = "put that right, and look again"
 _MOUNTS: Final = Path("/proc/self/mountinfo")  # Linux's; elsewhere nobody is asked
 _REMOTE: Final = frozenset(
     {"9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "lustre", "nfs", "nfs4", "smb3", "smbfs"}
@@ -67,7 +68,7 @@ class Doctor:
                 found = schema.version(connection)
                 return [self._reach(), *self._all(connection, found)]
         except (StorageError, ConfigurationError) as error:
-            return [_problem("reach", str(error))]
+            return [_problem("reach", str(error), _THEN)]
 
     def _connect(self) -> sqlite3.Connection:
         # As it is: `connect` would make the file use a write-ahead log.
@@ -84,7 +85,7 @@ class Doctor:
         looks: dict[str, Callable[[], Finding]] = {
             "schema": lambda: self._schema(connection, found),
             "indexes": lambda: self._indexes(connection, found),
-            "isolation": lambda: self._isolation(connection),
+            "isolation": lambda: self._isolation(connection, found),
             "clock": lambda: _clock(connection),
             "durability": lambda: self._durability(connection),
             "vacuum": lambda: self._vacuum(connection),
@@ -99,7 +100,7 @@ class Doctor:
             with translated(self._path):
                 return look()
         except StorageError as error:
-            return _problem(check, f"it can't be looked at: {error}")
+            return _problem(check, f"it can't be looked at: {error}", _THEN)
 
     # --- the schema ---------------------------------------------------------------------------------
 
@@ -138,10 +139,12 @@ class Doctor:
 
     # --- the file -----------------------------------------------------------------------------------
 
-    def _isolation(self, connection: sqlite3.Connection) -> Finding:
+    def _isolation(self, connection: sqlite3.Connection, found: int) -> Finding:
         begun = time.monotonic()
         try:
             begin(connection, _PATIENCE)
+            if found:  # what may not be written may be begun on all the same
+                connection.execute("DELETE FROM creche_migrations WHERE false")
         except sqlite3.OperationalError as error:
             if not is_locked(error):
                 return _problem("isolation", f"nothing can be written: {error}", "let this process write the file")
@@ -251,5 +254,5 @@ def _warning(check: str, message: str, advice: str) -> Finding:
     return Finding(check=check, severity=Severity.WARNING, message=message, advice=advice)
 
 
-def _problem(check: str, message: str, advice: str = "") -> Finding:
+def _problem(check: str, message: str, advice: str) -> Finding:
     return Finding(check=check, severity=Severity.PROBLEM, message=message, advice=advice)
