@@ -57,7 +57,8 @@ VALUES ('kept', 31536000, 31536000, 31536000);
 INSERT INTO creche_queues (queue_name, paused_at) SELECT 'other ' || n, now() FROM generate_series(1, 5000) AS n;
 INSERT INTO creche_jobs (id, queue_name, type, payload, status, priority, max_attempts, available_at, created_at,
                          updated_at, completed_at)
-SELECT gen_random_uuid(), 'kept', 't', '{}', 'completed', 0, 3, now(), now(), now(), now() - make_interval(secs => 90000 + n)
+SELECT gen_random_uuid(), 'kept', 't', '{}', 'completed', 0, 3, now(), now(), now(),
+       now() - make_interval(secs => 90000 + n)
   FROM generate_series(1, 200000) AS n;
 INSERT INTO creche_dead_letters
 SELECT gen_random_uuid(), 'kept', 't', '{}', 0, 3, 3, now(), now() - make_interval(secs => 90000 + n), '[]'

@@ -61,6 +61,15 @@ class PostgreSQLListener(ServerListener[Link]):
         self._channel = channel
         self._say = say
 
+    async def try_out(self) -> None:
+        """Begin to listen, and end it; ListenerDeaf if nothing is heard."""
+        with self._driver.translated():
+            connection = await self._driver.connect()
+            try:
+                await self._begin(connection)
+            finally:
+                await self._end(connection)
+
     async def _begin(self, connection: Link) -> None:
         await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
         await self._prove(connection)

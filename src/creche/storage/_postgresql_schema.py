@@ -48,16 +48,19 @@ class Schema:
             SchemaOutdated: they are older than this version of creche, or not there.
             StorageUnavailable: the database can't be reached.
         """
-        async with self._connection() as connection:
-            found = await self._find(connection)
+        found = await self.find()
         if found.version < self._dialect.version:
             raise SchemaOutdated(found=found.version, needed=self._dialect.version)
         return found.schema
 
+    async def find(self) -> Found:
+        """Return what there is."""
+        async with self._connection() as connection:
+            return await self._find(connection)
+
     async def pending(self) -> Sequence[Migration]:
         """Return what `migrate` would apply."""
-        async with self._connection() as connection:
-            return self._after(await self._find(connection))
+        return self._after(await self.find())
 
     async def migrate(self) -> Sequence[Migration]:
         """Apply what is missing, all of it or nothing, in one transaction; wait for whoever is doing the same."""

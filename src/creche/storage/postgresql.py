@@ -16,7 +16,7 @@ from uuid import UUID
 
 import anyio
 from anyio.lowlevel import checkpoint
-from attrs import asdict, define
+from attrs import define
 from psycopg.errors import UniqueViolation
 from psycopg.rows import dict_row
 
@@ -26,6 +26,7 @@ from creche._job import (
     DeadLetter,
     End,
     Extension,
+    Finding,
     Insertion,
     JobFilter,
     JobRecord,
@@ -52,6 +53,7 @@ from creche.storage._calls import Calls
 from creche.storage._pool import TransientConflict
 from creche.storage._postgresql_calls import Link, OwnRunner, Row, bare, rows, split_options, together
 from creche.storage._postgresql_dispatch import Dispatched, dispatch, dispatch_within
+from creche.storage._postgresql_doctor import Doctor
 from creche.storage._postgresql_handles import HandleRunner, json_texts, through
 from creche.storage._postgresql_listener import PostgreSQLListener, channel_name
 from creche.storage._postgresql_schema import Schema
@@ -118,9 +120,11 @@ class PostgreSQLStorage:
         size = check_integer("pool_size", options.get("pool_size", pool_size), 1, 1_000)
         timeout = check_seconds("call_timeout", options.get("call_timeout", call_timeout), positive=True)
         self._calls = Calls(self._driver, pool_size=size, timeout=timeout)
-        dialect = load("postgresql")
-        self._schema = Schema(dialect, self._driver)
-        self._sql = {name: bare(text) for name, text in dialect.statements.items()}
+        self._dialect = load("postgresql")
+        self._schema = Schema(self._dialect, self._driver)
+        self._known: str | None = None  # the schema's name, to a twin
+        self._sql = {name: bare(text) for name, text in self._dialect.statements.items()}
+        self._size = size
         self._transactions = Transactions(self._driver, sql=self._sql, size=size, timeout=timeout)
         self._opened: _Opened | None = None
 
@@ -142,11 +146,7 @@ class PostgreSQLStorage:
     async def __aenter__(self) -> Self:
         if self._opened is not None:
             raise UsageError(f"{self!r} is open already: make another one")
-        schema = None
-        with anyio.move_on_after(self._calls.timeout):
-            schema = await self._schema.check()
-        if schema is None:
-            raise StorageUnavailable(f"{self._name}: PostgreSQL gave no answer in {self._calls.timeout:g} s")
+        schema = self._known or await self._checked()
         channel = channel_name(schema)
         self._calls.open()
         self._transactions.open(schema)
@@ -171,6 +171,11 @@ class PostgreSQLStorage:
                 await self._transactions.aclose()
                 await self._calls.aclose()
 
+    async def _checked(self) -> str:
+        with anyio.move_on_after(self._calls.timeout):
+            return await self._schema.check()
+        raise StorageUnavailable(f"{self._name}: PostgreSQL gave no answer in {self._calls.timeout:g} s")
+
     async def migrate(self) -> Sequence[str]:
         """See `Storage.migrate`. It waits as long as it takes."""
         return [migration.name for migration in await self._schema.migrate()]
@@ -178,6 +183,24 @@ class PostgreSQLStorage:
     async def pending_migrations(self) -> Sequence[tuple[str, str]]:
         """See `Storage.pending_migrations`."""
         return [(migration.name, migration.sql) for migration in await self._schema.pending()]
+
+    async def check(self, *, concurrency: int | None = None) -> Sequence[Finding]:
+        """See `Storage.check`. It has up to three connections of its own."""
+        doctor = Doctor(self._driver, self._dialect, self._sql, name=self._name, size=self._size)
+        return await doctor.examine(concurrency=concurrency)
+
+    def twin(self) -> PostgreSQLStorage:
+        """See `Storage.twin`. It has one connection, from its first call on; and if this storage is open, the twin takes
+        its word for the schema, and opens without asking.
+        """
+        twin = PostgreSQLStorage(
+            self._driver.dsn,
+            pool_size=1,
+            call_timeout=self._calls.timeout,
+            prepare_threshold=self._driver.prepare_threshold,
+        )
+        twin._known = self._known if self._opened is None else self._opened.schema
+        return twin
 
     # --- dispatch -----------------------------------------------------------------------------------
 
@@ -380,7 +403,7 @@ class PostgreSQLStorage:
 
     async def set_retention(self, queue_name: str, retention: Retention | None) -> None:
         """See `Storage.set_retention`."""
-        kept = dict.fromkeys(("completed", "failed", "cancelled")) if retention is None else asdict(retention)
+        kept = {status: getattr(retention, status, None) for status in ("completed", "failed", "cancelled")}
         await self._set([queue_name], "set_retention", {"queue": queue_name, "queues": [queue_name], **kept})
 
     async def announce(self, presence: Presence, ttl: float, *, now: datetime | None = None) -> None:

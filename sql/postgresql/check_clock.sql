@@ -1,0 +1,2 @@
+-- The moment, whenever the transaction began.
+SELECT clock_timestamp()

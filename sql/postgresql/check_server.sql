@@ -1,0 +1,2 @@
+-- What answers, in its own words.
+SELECT version()
