@@ -216,7 +216,7 @@ class Supervisor:
         self._attempts: TaskGroup | None = None
         self._reason = StopReason.STOPPED
         self._last_moment = math.inf  # on the event loop's clock: what runs then is cancelled and given back
-        self._leaving = False
+        self._state = WorkerState.RUNNING  # what other threads may read, as they may not ask a scope
         self._ends: Counter[Event] = Counter()
 
     # --- told from outside --------------------------------------------------------------------------
@@ -231,7 +231,8 @@ class Supervisor:
     def quiet(self) -> None:
         """Reserve no more; do all the rest until `stop`."""
         self._reserving.cancel()
-        self._registry.change()
+        if self._state is WorkerState.RUNNING:
+            self._change(WorkerState.QUIET)
 
     @property
     def health(self) -> Health:
@@ -251,21 +252,19 @@ class Supervisor:
                 reason = f"it is {state}: it reserves nothing more"
         return Health(live=live, ready=not reason, reason=reason)
 
-    @property
-    def _state(self) -> WorkerState:
-        if self._intake.cancel_called or self._leaving:
-            return WorkerState.STOPPING
-        return WorkerState.QUIET if self._reserving.cancel_called else WorkerState.RUNNING
-
     def _end(self, reason: StopReason) -> None:
         """It has done enough: begin nothing more, finish what is held, however long it takes, and end."""
-        if not self._intake.cancel_called:
+        if self._state is not WorkerState.STOPPING:
             self._reason = reason
             _log.info("worker %s finishes what it holds, and ends: %s", self._settings.name, reason)
             self._end_intake()
 
     def _end_intake(self) -> None:
         self._intake.cancel()
+        self._change(WorkerState.STOPPING)
+
+    def _change(self, state: WorkerState) -> None:
+        self._state = state
         self._registry.change()
 
     def _limit_attempts(self) -> None:
@@ -291,7 +290,7 @@ class Supervisor:
                     with self._intake:
                         await self._take_in(task_status)
             finally:
-                self._leaving = True
+                self._change(WorkerState.STOPPING)
                 self._settler.close(FAREWELL)
                 self._announcer.hurry(FAREWELL)
                 services.start_soon(self._end_with_the_last_settle, name="farewell")

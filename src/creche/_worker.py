@@ -20,12 +20,12 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from creche._attempt import Handlers, Job
 from creche._backoff import ExponentialBackoff
-from creche._events import Hook
+from creche._events import Hook, check_hooks
 from creche._handlers import PlainHandler, TaskHandlers
 from creche._ids import new_worker_name
 from creche._job import WORKER_NAME_LIMIT, Presence, Retention, check_boolean, check_integer, check_name, seconds
 from creche._limits import StopReason
-from creche._nursery import current_backend
+from creche._nursery import background, current_backend
 from creche._queue import Queue
 from creche._stacks import describe_tasks
 from creche._supervisor import Health, Settings, Summary, Supervisor
@@ -106,14 +106,14 @@ class Worker:
         self._backoff = backoff or ExponentialBackoff()
         self._poll_interval = seconds("poll_interval", poll_interval, positive=True)
         self._retention = retention or Retention()
-        self._hooks = tuple(hooks)
+        self._hooks = check_hooks(hooks)
         if handler is not None and not is_asynchronous(handler):
             raise TaskInvalid(f"{handler!r}: a worker's one handler is async: `async def handle(job: Job)`")
         self._handler = handler
         self._name = None if name is None else check_name("name", name, WORKER_NAME_LIMIT)
         self._supervisor: Supervisor | None = None
         self._running = self._stopping = self._quiet = False
-        self._opening = CancelScope()
+        self._opening: CancelScope | None = None
         self._tasks: TaskGroup | None = None
 
     def __repr__(self) -> str:
@@ -156,7 +156,7 @@ class Worker:
         self._stopping = self._running
         if self._supervisor is not None:
             self._supervisor.stop()
-        else:
+        elif self._opening is not None:
             self._opening.cancel()
 
     async def run(self, *, signals: bool | None = None, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> Summary:
@@ -210,16 +210,14 @@ class Worker:
 
     async def _run_with_signals(self, task_status: TaskStatus[None]) -> Summary:
         with anyio.open_signal_receiver(*_SIGNALS) as received:
-            async with create_task_group() as tasks:
 
-                async def obey() -> None:
-                    async for number in received:
-                        self._obey(number)
+            async def obey() -> None:
+                async for number in received:
+                    self._obey(number)
 
-                tasks.start_soon(obey, name="signals")
-                summary = await self._run(task_status)
-                tasks.cancel_scope.cancel()
-        return summary
+            async with background() as services:
+                services.start_soon(obey, name="signals")
+                return await self._run(task_status)
 
     def _obey(self, number: signal.Signals) -> None:
         match number:

@@ -1,0 +1,223 @@
+"""A blocked event loop: who blocks it is named, and its leases are renewed by a thread. On a real clock and files."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Self
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+
+from creche import Job, Queue, Status, Worker, events
+from creche.storage import open_storage
+from engine_kit import until
+
+pytestmark = pytest.mark.anyio
+
+LEASE = 1.0
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+async def queue(database: Path) -> AsyncIterator[Queue]:
+    async with Queue(f"sqlite:///{database}") as queue:
+        yield queue
+
+
+def watchdogs() -> int:
+    return [thread.name for thread in threading.enumerate()].count("creche watchdog")
+
+
+class Bailiff:
+    """Takes what no lease holds, from a thread of its own, as another process's worker would."""
+
+    def __init__(self, database: Path) -> None:
+        self._dsn = f"sqlite:///{database}"
+        self._ended = threading.Event()
+        self.taken: list[int] = []
+        self._thread = threading.Thread(target=lambda: anyio.run(self._run))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    async def _run(self) -> None:
+        queue = Queue(self._dsn)
+
+        @queue.task("block", max_attempts=5)
+        async def block(job: Job) -> int:
+            self.taken.append(job.attempt)
+            return job.attempt
+
+        async with queue, Worker(queue, lease=LEASE):
+            await anyio.to_thread.run_sync(self._ended.wait)
+
+
+async def test_a_handler_that_blocks_the_loop_for_three_leases_runs_once(
+    queue: Queue, database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = threading.Event()
+    ended: list[int] = []
+
+    @queue.task("block", max_attempts=5)
+    async def block(job: Job) -> int:
+        begun.set()
+        time.sleep(3 * LEASE)  # noqa: ASYNC251 - that is the offence
+        await anyio.lowlevel.checkpoint()
+        ended.append(job.attempt)
+        return job.attempt
+
+    receipt = await block.dispatch()
+    with caplog.at_level(logging.ERROR, logger="creche"):
+        async with Worker(queue, lease=LEASE):
+            await anyio.to_thread.run_sync(begun.wait)
+            with Bailiff(database) as rival:
+                assert await receipt.wait(timeout=20) == 1
+    assert (ended, rival.taken) == ([1], [])
+    blocked = [record.getMessage() for record in caplog.records if "blocked" in record.getMessage()]
+    assert f"job {receipt.job_id}" in blocked[0]
+    assert "test_watchdog.py" in blocked[0]
+    assert "time.sleep(3 * LEASE)" in blocked[0]
+    assert len(blocked) == 1
+
+
+async def test_those_who_wait_beside_it_keep_their_leases_too(queue: Queue, database: Path) -> None:
+    begun = threading.Event()
+    neighbours: list[int] = []
+
+    @queue.task("beside", max_attempts=5)
+    async def beside(job: Job) -> None:
+        await anyio.sleep(4 * LEASE)
+        neighbours.append(job.attempt)
+
+    @queue.task("block", max_attempts=5)
+    async def block() -> None:
+        await anyio.sleep(0.3 * LEASE)
+        begun.set()
+        time.sleep(2.5 * LEASE)  # noqa: ASYNC251 - that is the offence
+
+    waiting = [await beside.dispatch() for _ in range(5)]
+    await block.dispatch()
+    async with Worker(queue, lease=LEASE):
+        for receipt in waiting:
+            await receipt.wait(timeout=20)
+    assert neighbours == [1] * 5
+
+
+async def test_a_hook_that_blocks_is_reported_and_changes_no_outcome(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    def hook(event: events.WorkerEvent) -> None:
+        if isinstance(event, events.JobStarted):
+            time.sleep(2.2 * LEASE)
+
+    @queue.task("work", max_attempts=1)
+    async def work() -> str:
+        return "done"
+
+    receipt = await work.dispatch()
+    with caplog.at_level(logging.ERROR, logger="creche"):
+        async with Worker(queue, lease=LEASE, hooks=[hook]):
+            assert await receipt.wait(timeout=20) == "done"
+    assert any("time.sleep(2.2 * LEASE)" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_loop_that_turns_is_reported_by_nobody(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:
+    @queue.task("work")
+    def work() -> str:
+        time.sleep(2 * LEASE)  # in its thread it may
+        return "done"
+
+    receipt = await work.dispatch()
+    worker = Worker(queue, lease=LEASE)
+    with caplog.at_level(logging.ERROR, logger="creche"):
+        async with worker:
+            assert await receipt.wait(timeout=20) == "done"
+            assert worker.health.live
+    assert caplog.records == []
+
+
+async def test_health_tells_other_threads_of_a_blocked_loop(queue: Queue) -> None:
+    seen: list[tuple[bool, str]] = []
+
+    @queue.task("block")
+    async def block() -> None:
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        time.sleep(2 * LEASE)  # noqa: ASYNC251 - that is the offence
+        watcher.join()
+
+    def look() -> None:
+        time.sleep(1.8 * LEASE)
+        seen.append((worker.health.live, worker.health.reason))
+
+    receipt = await block.dispatch()
+    worker = Worker(queue, lease=LEASE)
+    async with worker:
+        await receipt.wait(timeout=20)
+        assert worker.health.live
+    (live, reason), *_ = seen
+    assert not live
+    assert "blocked" in reason
+
+
+async def test_what_was_taken_over_all_the_same_is_lost_to_the_one_that_blocked(queue: Queue, database: Path) -> None:
+    outcomes: list[str] = []
+
+    @queue.task("block", max_attempts=5)
+    async def block(job: Job) -> str:
+        with sqlite3.connect(database) as connection:  # as if nobody had renewed it, and a rival had come
+            connection.execute("UPDATE creche_jobs SET token = token + 1")
+        connection.close()
+        time.sleep(1.5 * LEASE)  # noqa: ASYNC251 - that is the offence
+        try:
+            await anyio.sleep(5)
+        finally:
+            outcomes.append(str(job.cancel_reason))
+        return "too late"
+
+    receipt = await block.dispatch()
+    async with Worker(queue, lease=LEASE, grace=0):
+        await until(lambda: bool(outcomes))
+    assert outcomes[0] == "lease lost"
+    assert (await queue.receipt(receipt.job_id)).status is not Status.COMPLETED
+
+
+async def test_no_thread_is_left_when_the_worker_has_ended(queue: Queue) -> None:
+    @queue.task("work")
+    async def work() -> None: ...
+
+    async with Worker(queue):
+        await until(lambda: watchdogs() == 1)
+    assert watchdogs() == 0
+
+
+async def test_a_storage_that_no_thread_can_reach_is_not_watched() -> None:
+    queue = Queue(open_storage("memory://"))
+
+    @queue.task("work")
+    async def work() -> None: ...
+
+    async with queue, Worker(queue):
+        await anyio.sleep(0.1)
+        assert watchdogs() == 0
