@@ -9,8 +9,9 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import anyio
@@ -142,10 +143,8 @@ def started(folder: Path, *words: str, before: Sequence[str] = (), **more: str) 
             command.process.kill()
             command.process.wait()
         for pid in left[:-1]:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         if command.process.stdout is not None:
             command.process.stdout.close()
 
@@ -174,10 +173,13 @@ class Jobs:
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
 
-    def dispatch(self, type: str, payload: object = None, count: int = 1, queue: str = "default") -> list[UUID]:
+    def dispatch(
+        self, type: str, payload: object = None, count: int = 1, *, queue: str = "default", max_attempts: int = 1
+    ) -> list[UUID]:
         async def dispatch() -> list[UUID]:
             async with Queue(self._dsn) as jobs:
-                return [(await jobs.dispatch(type, payload, queue=queue)).job_id for _ in range(count)]
+                options: Any = {"queue": queue, "max_attempts": max_attempts}
+                return [(await jobs.dispatch(type, payload, **options)).job_id for _ in range(count)]
 
         return anyio.run(dispatch)
 

@@ -21,7 +21,7 @@ def logged(formatter: logging.Formatter) -> tuple[logging.Logger, Callable[[], s
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
-    logger = logging.Logger("creche.test", logging.DEBUG)
+    logger = logging.Logger("creche.test", logging.DEBUG)  # noqa: LOG001 - one that nobody else has
     logger.addHandler(handler)
     return logger, stream.getvalue
 
@@ -55,7 +55,7 @@ def test_a_record_is_one_line_of_json_with_its_extras() -> None:
 def test_an_exception_is_one_member_with_its_traceback() -> None:
     logger, written = logged(JSONFormatter())
     try:
-        raise ValueError("no such customer")
+        raise ValueError("no such customer")  # noqa: TRY301
     except ValueError:
         logger.exception("it failed")
     line = json.loads(written())
@@ -96,7 +96,7 @@ def test_an_extra_does_not_take_the_place_of_a_member_of_ours() -> None:
 @pytest.mark.parametrize("formatter", [JSONFormatter(), TextFormatter()])
 def test_a_record_with_the_wrong_number_of_arguments_is_written_all_the_same(formatter: logging.Formatter) -> None:
     logger, written = logged(formatter)
-    logger.info("one %s, two %s", 1)
+    logger.info("one %s, two %s", 1)  # noqa: PLE1206 - that is it
     assert "one %s, two %s (1,)" in written()
 
 
@@ -109,7 +109,7 @@ def test_passwords_of_dsns_are_masked_wherever_they_stand() -> None:
     assert line["after"] == "kept@here"
     logger, written = logged(TextFormatter())
     try:
-        raise ValueError(dsn)
+        raise ValueError(dsn)  # noqa: TRY301
     except ValueError:
         logger.exception("no answer from %s", dsn)
     assert "secret" not in written()
