@@ -23,6 +23,7 @@ import pytest
 from attrs import evolve, frozen
 
 from creche._job import (
+    RATE_WINDOW,
     Event,
     Failure,
     FollowUp,
@@ -31,18 +32,21 @@ from creche._job import (
     NewJob,
     On,
     Origin,
+    Presence,
     Progress,
     Reservation,
     Retention,
     Settlement,
     Status,
     Upkeep,
+    WorkerState,
 )
 from creche._lifecycle import SETTLING
 from creche.abc import Storage
 from creche.storage import _rows
 from creche.storage._listener import LocalListener
 from creche.storage._rows import attempt_errors
+from creche.storage._sqlite_listener import SQLiteListener
 from creche.storage.memory import MemoryStorage
 from creche.storage.mysql import MySQLStorage
 from creche.storage.postgresql import PostgreSQLStorage
@@ -61,6 +65,7 @@ MICROSECOND: Final = timedelta(microseconds=1)
 # Each differs from another by what a collation would fold.
 QUEUES: Final = ("a", "A", "a ", "ä")
 WATCHERS: Final = ("w1", "w's ä")
+WORKERS: Final = ("host:1", "HOST:1", "host:1 ", "w's \\ ä\U0001f423")
 TYPES: Final = ("t", "T", "u")
 KEYS: Final = (None, None, None, "k", "K", "k ", "l", "it's", "ß")
 FINGERPRINTS: Final = (None, None, *(sha256(bytes([n])).digest() for n in range(5)))
@@ -82,6 +87,7 @@ HEADS: Final = (
 )
 MESSAGES: Final = ("", "it's ä\U0001f423", *(payload.decode() for payload in PAYLOADS))
 DEPTH: Final = 3
+TABLES: Final = ("creche_jobs", "creche_dead_letters", "creche_queues", "creche_workers")
 SPANS: Final = (0.0, 0.000001, 0.5, 1.0, 1.9999995, 5.0, 30.0, 60.0)
 WHOLE_SPANS: Final = (0.0, 0.000001, 0.5, 1.0, 1.999999, 5.0, 30.0, 60.0)
 
@@ -109,7 +115,7 @@ class Engine:
     id: Callable[[Any], UUID]
     moment: Callable[[Any], datetime]
     columns: str = "id, token, nonce, single_flight, result_expires_at, errors, callbacks"
-    tables: Sequence[str] = ("creche_jobs", "creche_dead_letters", "creche_watches")
+    tables: Sequence[str] = (*TABLES, "creche_watches")
     wakes_again: bool = True
     ordered: bool = True
     spans: Sequence[float] = SPANS
@@ -137,7 +143,7 @@ ENGINES: Final = {
         connect=lambda path: sqlite3.connect(path, isolation_level=None),
         id=UUID,
         moment=lambda value: EPOCH + value * MICROSECOND,
-        tables=("creche_jobs", "creche_dead_letters"),
+        tables=TABLES,
         wakes_again=False,
     ),
     "postgresql": Engine(
@@ -176,7 +182,7 @@ async def compare(engine: Engine, dsn: str, raw: Any, seed: int, steps: int = ST
     for table in engine.tables:
         ask(raw, f"DELETE FROM {table}")
     async with MemoryStorage() as memory, engine.open(dsn) as storage:
-        names = [*QUEUES, *WATCHERS]
+        names = [*QUEUES, *WATCHERS, *WORKERS]
         async with memory.listen(names) as expected_wakes, listening(storage, names) as found_wakes:
             play = Play(random.Random(seed), memory, engine)
             for step in range(steps):
@@ -219,6 +225,9 @@ async def listening(storage: Storage, names: Collection[str]) -> AsyncGenerator[
 def taken(listener: Any) -> set[str]:
     """Take a listener's wakes without waiting for any."""
     woken, listener._woken = listener._woken, set[str]()
+    if isinstance(listener, SQLiteListener):  # it keeps apart who is asked to end something
+        called, listener._called = listener._called, set[str]()
+        return {*woken, *called}
     return set(woken)
 
 
@@ -263,6 +272,12 @@ class Play:
             (2, self._retry),
             (2, self._watch),
             (2, self._transact),
+            (1, self._pause),
+            (1, self._resume),
+            (1, self._set_retention),
+            (2, self._delete),
+            (2, self._announce),
+            (1, self._withdraw),
         ]
 
     def next(self) -> tuple[str, Call]:
@@ -290,6 +305,8 @@ class Play:
             lambda storage: storage.list(JobFilter(), 1_000),
             lambda storage: storage.dead_letters(1_000),
             lambda storage: storage.stats(now=self.now),
+            partial(_workers, self.now),
+            partial(_workers, START),  # whose time has run out since is there, if no upkeep has forgotten it
             lambda storage: storage.list(where, 3, before=before),
             lambda storage: storage.dead_letters(2, before=before),
             lambda storage: storage.find(self._ids[-5:]),
@@ -304,6 +321,8 @@ class Play:
             for limit in (row.record.available_at, row.record.locked_until, row.record.result_expires_at)
             if limit is not None and limit > self.now
         ]
+        limits += [each.expires_at for each in self._memory._workers.values() if each.expires_at > self.now]
+        limits += [over for over in self._just_over() if over > self.now]
         match self._dice.randrange(4):
             case 0 if limits:
                 limit = self._draw(limits) if self._dice.random() < 0.3 else min(limits)
@@ -316,6 +335,11 @@ class Play:
                 self.now += timedelta(microseconds=self._dice.randrange(3_000_000))
             case _:
                 pass
+
+    def _just_over(self) -> list[datetime]:
+        """When ends cease to count as of the last minute."""
+        ends = [row.record.completed_at for row in self._memory._rows.values()]
+        return [ended + timedelta(seconds=RATE_WINDOW) for ended in ends if ended is not None][-3:]
 
     def _draw(self, choices: Sequence[Any]) -> Any:
         return self._dice.choice(choices)
@@ -392,7 +416,7 @@ class Play:
             self._some(QUEUES) or ["a"],
             self._number(),
             lease=self._draw([0.000001, 0.5, 5.0, 30.0]),
-            worker="w's ä",
+            worker=self._draw(WORKERS),
             nonce=self._dice.getrandbits(64) - (1 << 63),
             types=self._draw([None, None, self._some(TYPES)]),
             now=self.now,
@@ -443,10 +467,12 @@ class Play:
         )
 
     def _maintain(self) -> partial[Coroutine[Any, Any, Any]]:
-        kept = [*self._engine.spans, 86_400.0, 86_400.0]
-        retention = Retention(completed=self._draw(kept), failed=self._draw(kept), cancelled=self._draw(kept))
         limit = self._draw([1, 2, 1_000, 1_000])
-        return partial(_maintain, limit, retention, self.now)
+        return partial(_maintain, limit, self._retention(self._engine.spans), self.now)
+
+    def _retention(self, spans: Sequence[float]) -> Retention:
+        kept = [*spans, 86_400.0, 86_400.0]
+        return Retention(completed=self._draw(kept), failed=self._draw(kept), cancelled=self._draw(kept))
 
     def _known(self) -> list[UUID]:
         ids = self._dice.sample(self._ids, min(len(self._ids), self._number() + 1))
@@ -461,6 +487,36 @@ class Play:
     def _watch(self) -> partial[Coroutine[Any, Any, Any]]:
         return _call("watch", self._known(), watcher=self._draw([None, *WATCHERS]), over=self._known())
 
+    def _delete(self) -> partial[Coroutine[Any, Any, Any]]:
+        return _call("delete", self._known())
+
+    def _pause(self) -> partial[Coroutine[Any, Any, Any]]:
+        # Seldom all of them, or the rest of the play would stand still.
+        return _call("pause", [self._draw(QUEUES)] * self._draw([0, 1, 1, 1, 2]), now=self.now)
+
+    def _resume(self) -> partial[Coroutine[Any, Any, Any]]:
+        return _call("resume", self._some(QUEUES))
+
+    def _set_retention(self) -> partial[Coroutine[Any, Any, Any]]:
+        # It is shown again, and columns know no half microseconds.
+        return _call("set_retention", self._draw(QUEUES), self._draw([None, self._retention(WHOLE_SPANS)]))
+
+    def _announce(self) -> partial[Coroutine[Any, Any, Any]]:
+        said = Presence(
+            name=self._draw(WORKERS),
+            host=self._draw(["host", "it's \\ ä\U0001f423"]),
+            pid=self._dice.randrange(1 << 22),
+            backend=self._draw(["asyncio", "trio"]),
+            version="1.0",
+            queues=tuple(self._some(QUEUES)),
+            concurrency=self._number(),
+            state=self._draw(list(WorkerState)),
+        )
+        return _call("announce", said, self._draw(self._engine.spans), now=self.now)
+
+    def _withdraw(self) -> partial[Coroutine[Any, Any, Any]]:
+        return _call("withdraw", self._draw(WORKERS))
+
 
 def _call(method: str, *arguments: Any, **options: Any) -> partial[Coroutine[Any, Any, Any]]:
     return partial(_ask, method, arguments, options)
@@ -472,6 +528,14 @@ async def _ask(method: str, arguments: tuple[Any, ...], options: dict[str, Any],
     if isinstance(answer, Reservation):
         return evolve(answer, jobs=tuple(answer.jobs))
     return tuple(answer) if method == "insert" else answer
+
+
+async def _workers(now: datetime, storage: Storage) -> list[Any]:
+    """Who is there; what is left of a lease is a difference, of which the last bits are nobody's promise."""
+    return [
+        evolve(worker, jobs=tuple(evolve(job, lease_left=round(job.lease_left, 6)) for job in worker.jobs))
+        for worker in await storage.workers(now=now)
+    ]
 
 
 async def _transact(settlements: Sequence[Settlement], now: datetime, storage: Storage) -> bool:
