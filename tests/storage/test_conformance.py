@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
-from inspect import getmembers, isfunction
+from inspect import getmembers, isfunction, signature
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from creche._job import (
     End,
     Event,
     Extension,
+    Finding,
     FollowUp,
     Insertion,
     JobFilter,
@@ -26,14 +27,18 @@ from creche._job import (
     Lease,
     NewJob,
     On,
+    Presence,
     Progress,
+    QueueStats,
     Reservation,
     Settled,
     Settlement,
+    Severity,
     Status,
     Upkeep,
+    WorkerRecord,
 )
-from creche.abc import Transaction
+from creche.abc import Capabilities, Transaction
 from creche.storage.memory import MemoryStorage
 from creche.testing import StorageConformance
 from creche.testing._conformance_base import BOOM, Suite
@@ -388,6 +393,175 @@ class TakesAnyHandle(MemoryStorage):
         return await super().insert(jobs, now=now)
 
 
+class PausesWhatIsDispatchedLater(MemoryStorage):
+    """A pause is written on the jobs that wait, and not on the queue."""
+
+    async def pause(self, queues: Collection[str], *, now: datetime | None = None) -> None:
+        self._asleep = {job_id for job_id, row in self._rows.items() if row.record.queue_name in queues}
+
+    async def reserve(self, queues: Sequence[str], limit: int, **options: Any) -> Reservation:
+        asleep = {job_id: self._rows.pop(job_id) for job_id in getattr(self, "_asleep", ())}
+        reservation = await super().reserve(queues, limit, **options)
+        self._rows.update(asleep)
+        return reservation
+
+
+class CountsThePausedIn(MemoryStorage):
+    """What is scheduled in a paused queue is announced, and the worker comes for it in vain."""
+
+    async def reserve(self, queues: Sequence[str], limit: int, **options: Any) -> Reservation:
+        reservation = await super().reserve(queues, limit, **options)
+        return evolve(reservation, next_due_in=self._next_due_in(queues, self._moment(options.get("now"))))
+
+
+class PausesAnew(MemoryStorage):
+    async def pause(self, queues: Collection[str], *, now: datetime | None = None) -> None:
+        await self.resume(queues)
+        await super().pause(queues, now=now)
+
+
+class PausesByCollation(MemoryStorage):
+    async def reserve(self, queues: Sequence[str], limit: int, **options: Any) -> Reservation:
+        paused = {queue.casefold() for queue in self._settings.paused}
+        return await super().reserve([queue for queue in queues if queue.casefold() not in paused], limit, **options)
+
+
+class ResumesInSilence(MemoryStorage):
+    async def resume(self, queues: Collection[str]) -> None:
+        for queue in queues:
+            self._settings.paused.pop(queue, None)
+
+
+class KeepsLettersAsToldByTheWorker(MemoryStorage):
+    """A queue's own retention is forgotten where its dead letters are pruned."""
+
+    async def maintain(self, limit: int, **options: Any) -> Upkeep:
+        buried = {job_id: letter.queue_name for job_id, letter in self._dead.items()}
+        upkeep = await super().maintain(limit, **options)
+        for job_id in buried.keys() & self._dead.keys():
+            if self._dead[job_id].buried_at + timedelta(seconds=options["retention"].failed) <= options["now"]:
+                del self._dead[job_id]
+        return upkeep
+
+
+class WalksOverWhatIsKept(MemoryStorage):
+    """The limit is spent on rows that are past the worker's retention, and kept by their queue's."""
+
+    async def maintain(self, limit: int, **options: Any) -> Upkeep:
+        own = self._settings.retentions
+        kept = sum(row.record.queue_name in own and not row.record.status.active for row in self._rows.values())
+        return await super().maintain(max(0, limit - kept), **options)
+
+
+class DeletesWhatRuns(MemoryStorage):
+    async def delete(self, job_ids: Collection[UUID]) -> Mapping[UUID, Status]:
+        statuses = await super().delete(job_ids)
+        for job_id in statuses:
+            self._rows.pop(job_id, None)
+        return statuses
+
+
+class KeepsTheLetter(MemoryStorage):
+    async def delete(self, job_ids: Collection[UUID]) -> Mapping[UUID, Status]:
+        letters = dict(self._dead)
+        statuses = await super().delete(job_ids)
+        self._dead = letters
+        return statuses
+
+
+class LooksThenDeletes(MemoryStorage):
+    """What it answers was read before it held the rows."""
+
+    async def delete(self, job_ids: Collection[UUID]) -> Mapping[UUID, Status]:
+        seen = {row.record.id: row.record.status for row in self._of(job_ids)}
+        for _ in range(9):
+            await anyio.lowlevel.checkpoint()
+        await super().delete(job_ids)
+        return seen
+
+
+class BeginsAnew(MemoryStorage):
+    async def announce(self, presence: Presence, ttl: float, *, now: datetime | None = None) -> None:
+        self._workers.pop(presence.name, None)
+        await super().announce(presence, ttl, now=now)
+
+
+class ForgetsNobody(MemoryStorage):
+    async def maintain(self, limit: int, **options: Any) -> Upkeep:
+        there = dict(self._workers)
+        upkeep = await super().maintain(limit, **options)
+        self._workers = there
+        return upkeep
+
+
+class ShowsWhoIsGone(MemoryStorage):
+    async def workers(self, *, now: datetime | None = None) -> Sequence[WorkerRecord]:
+        return await super().workers(now=min(each.seen_at for each in self._workers.values()))
+
+
+class ShowsWhatEachHeld(MemoryStorage):
+    """A worker's name stays on the rows of its attempts."""
+
+    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+        held = {each.lease.job_id: self._rows[each.lease.job_id].record.locked_by for each in settlements}
+        answer = await super().settle(settlements, now=now)
+        for job_id, worker in held.items():
+            self._rows[job_id].change(locked_by=worker)
+        return answer
+
+
+class WakesNoHolder(MemoryStorage):
+    async def cancel(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
+        held = [row for row in self._of(job_ids) if row.record.status is Status.PROCESSING]
+        names = [row.record.locked_by for row in held]
+        for row in held:
+            row.change(locked_by=None)
+        answer = await super().cancel(job_ids, now=now)
+        for row, name in zip(held, names, strict=True):
+            row.change(locked_by=name)
+        return answer
+
+
+class CountsEndsForEver(MemoryStorage):
+    async def stats(self, *, now: datetime | None = None) -> Sequence[QueueStats]:
+        stats = await super().stats(now=now)
+        return [evolve(each, finished=sum(n for s, n in each.counts.items() if not s.active)) for each in stats]
+
+
+class MentionsOnlyQueuesWithJobs(MemoryStorage):
+    async def stats(self, *, now: datetime | None = None) -> Sequence[QueueStats]:
+        return [each for each in await super().stats(now=now) if each.counts]
+
+
+class PromisesMuch(MemoryStorage):
+    """What several processes can use, another thread can use too."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return evolve(super().capabilities, shared=True)
+
+
+class HasOnlyGoodNews(MemoryStorage):
+    async def check(self, *, concurrency: int | None = None) -> Sequence[Finding]:
+        return [evolve(each, severity=Severity.OK) for each in await super().check(concurrency=concurrency)]
+
+
+class RepairsWhatItLooksAt(MemoryStorage):
+    async def check(self, *, concurrency: int | None = None) -> Sequence[Finding]:
+        await self.resume(list(self._settings.paused))
+        return await super().check(concurrency=concurrency)
+
+
+class AnnouncesInTwoSteps(MemoryStorage):
+    """A cancellation between them leaves nobody there."""
+
+    async def announce(self, presence: Presence, ttl: float, *, now: datetime | None = None) -> None:
+        await self.withdraw(presence.name)
+        for _ in range(9):
+            await anyio.lowlevel.checkpoint()
+        await super().announce(presence, ttl, now=now)
+
+
 MUTANTS: dict[type[MemoryStorage], tuple[str, dict[str, Any]]] = {
     ForgetsTheNonce: ("test_to_settle_token_and_nonce_must_both_be_right", {"event": Event.SUCCEED}),
     TakesOneTooMany: ("test_never_more_than_the_limit_and_never_fewer_while_there_are_jobs", {}),
@@ -447,13 +621,44 @@ MUTANTS: dict[type[MemoryStorage], tuple[str, dict[str, Any]]] = {
     BelievesAnybody: ("test_a_lease_that_another_holder_followed_reports_nothing", {}),
     CommitsAtOnce: ("test_nobody_sees_it_before_the_block_is_left", {}),
     CommitsWhateverHappens: ("test_left_by_an_exception_nothing_of_it_stays", {"event": Event.SUCCEED}),
+    PausesWhatIsDispatchedLater: ("test_what_is_dispatched_waits", {}),
+    CountsThePausedIn: ("test_a_paused_queue_is_as_if_it_had_not_been_named", {}),
+    PausesAnew: ("test_one_that_is_paused_already_stays_so_since_then", {}),
+    PausesByCollation: ("test_queues_that_a_collation_would_confuse_are_paused_one_by_one", {}),
+    ResumesInSilence: ("test_to_resume_a_queue_wakes_who_listens_to_it", {}),
+    KeepsLettersAsToldByTheWorker: (
+        "test_a_queue_keeps_its_jobs_for_as_long_as_it_says_itself",
+        {"status": Status.FAILED},
+    ),
+    WalksOverWhatIsKept: ("test_what_is_kept_longer_uses_up_no_limit", {}),
+    DeletesWhatRuns: ("test_one_that_is_active_is_left_as_it_is", {"status": Status.PROCESSING}),
+    KeepsTheLetter: ("test_its_dead_letter_goes_and_no_other", {"event": Event.FAIL}),
+    LooksThenDeletes: ("test_a_job_is_either_deleted_or_retried_when_both_are_tried_at_once", {}),
+    BeginsAnew: ("test_repeated_it_replaces_what_was_said_but_not_when_it_began", {}),
+    ForgetsNobody: ("test_upkeep_forgets_who_was_not_seen_and_nobody_else", {}),
+    ShowsWhoIsGone: ("test_it_is_there_until_its_time_has_run_out_and_no_longer", {}),
+    ShowsWhatEachHeld: ("test_an_attempt_that_is_over_is_not_shown", {"event": Event.SUCCEED}),
+    WakesNoHolder: ("test_a_cancellation_wakes_the_name_under_which_the_holder_reserved", {}),
+    CountsEndsForEver: ("test_stats_count_an_end_for_a_minute_to_the_microsecond", {}),
+    MentionsOnlyQueuesWithJobs: (
+        "test_stats_name_each_queue_that_has_jobs_is_paused_or_keeps_its_own_time",
+        {},
+    ),
+    PromisesMuch: ("test_a_storage_that_several_processes_can_use_has_a_twin", {}),
+    HasOnlyGoodNews: ("test_it_finds_something_and_says_what_to_do_about_what_is_not_well", {}),
+    RepairsWhatItLooksAt: ("test_it_changes_nothing", {}),
+    AnnouncesInTwoSteps: (
+        "test_a_cancelled_setting_is_whole_or_nothing_and_can_be_sent_again",
+        {"name": "announce again", "checkpoints": 5},
+    ),
     TakesAnyHandle: ("test_what_is_no_handle_is_refused_before_anything_is_written", {"connection": object()}),
 }
 
 
 async def _run(test: str, arguments: dict[str, Any], storage: MemoryStorage) -> None:
     async with storage:
-        given = "wakeful" if "wakes" in test else "storage"
+        parameters = signature(getattr(StorageConformance, test)).parameters
+        (given,) = {"storage", "wakeful", "unopened"}.intersection(parameters)
         await getattr(StorageConformance(), test)(**{given: storage}, **arguments)
 
 
