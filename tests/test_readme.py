@@ -18,8 +18,21 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 PROGRAMS = [text for language, text in BLOCKS if language == "python"]
-QUICKSTART, ASK, HANDLER, SHOP, BANK, WORKERS, HOOKS, STORAGE = PROGRAMS
+QUICKSTART, ASK, HANDLER, COMPUTE, SHOP, BANK, WORKERS, HOOKS, STORAGE = PROGRAMS
 EXAMPLE, TESTS, COMMAND_LINE = [text for language, text in BLOCKS if language == "sh"]
+SHRINK = """\
+import anyio
+from compute import queue, shrink
+from creche import Worker
+
+async def main() -> None:
+    async with queue:
+        await shrink.dispatch("cat", width=80)
+        print((await Worker(queue, burst=True).run()).succeeded, (await queue.jobs())[0].result)
+
+if __name__ == "__main__":
+    anyio.run(main)
+"""
 MY_STORAGE = "from creche.storage.memory import MemoryStorage as MyStorage\n"
 
 
@@ -83,6 +96,11 @@ def test_the_programs_run(folder: Path) -> None:
     assert run_program(folder, WORKERS, "workers.py").splitlines() == ["any.type {'number': 1}", "any.type {}"]
 
 
+def test_a_handler_in_a_process_does_what_is_shown(folder: Path) -> None:
+    (folder / "compute.py").write_text(COMPUTE)
+    assert run_program(folder, SHRINK, "shrink.py").strip() == "1 b'\"cat.80.jpg\"'"
+
+
 def test_callbacks_run_as_they_are_shown(folder: Path) -> None:
     said = run_program(folder, SHOP, "shop.py").splitlines()
     report = "report.sales is completed: {'month': '2024-05'}"
@@ -95,11 +113,12 @@ def test_transactions_do_what_is_shown(folder: Path) -> None:
 
 
 def test_the_command_line_does_what_it_says(folder: Path) -> None:
-    migrate, worker, dispatch, jobs = (line.removeprefix("creche ").split() for line in COMMAND_LINE.splitlines())
+    migrate, worker, dispatch, jobs, doctor = (line.removeprefix("creche ").split() for line in COMMAND_LINE.splitlines())
     assert run(folder, "-m", "creche", *migrate).split() == ["0001_initial.sql"]
     with in_background(folder, "-m", "creche", *worker):
         assert run(folder, "-m", "creche", *dispatch).strip() == '{"pages":27}'
         assert "report.generate" in run(folder, "-m", "creche", *jobs)
+        assert "schema" in run(folder, "-m", "creche", *doctor)
 
 
 def test_the_conformance_suite_takes_a_storage_in_three_lines(tmp_path: Path) -> None:
@@ -110,7 +129,7 @@ def test_the_conformance_suite_takes_a_storage_in_three_lines(tmp_path: Path) ->
 
 def test_the_programs_are_typed(folder: Path) -> None:
     pytest.importorskip("mypy")
-    programs = {"ask.py": ASK, "handler.py": HANDLER, "workers.py": WORKERS, "hooks.py": HOOKS}
+    programs = {"ask.py": ASK, "handler.py": HANDLER, "compute.py": COMPUTE, "workers.py": WORKERS, "hooks.py": HOOKS}
     programs |= {"shop.py": SHOP, "bank.py": BANK}
     programs["mine.py"] = MY_STORAGE + STORAGE
     for name, text in programs.items():
