@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import subprocess
@@ -12,17 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
-from attrs import frozen
 
+from cli.kit import PATIENCE, Done, Run
 from creche import Queue, Status
 from creche._job import JobRecord
-from creche.cli import cli
-
-PATIENCE = 30.0  # seconds: a shared machine may be slow; nothing here waits for so long by itself
 
 APP = """
     import asyncio
@@ -84,35 +79,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # --- ways to call it --------------------------------------------------------------------------------
-
-
-@frozen
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Call it in this process; `click.testing.CliRunner` parts stdout from stderr in newer versions only."""
-
-    def call(*words: object, stdin: str = "") -> Done:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(word) for word in words], prog_name="creche")
-        captured = capsys.readouterr()
-        return Done(int(ended.value.code or 0), captured.out, captured.err)
-
-    return call
 
 
 def command(*words: str) -> Sequence[str]:
@@ -271,7 +237,7 @@ def test_a_module_that_imports_what_is_not_there_is_a_bug_of_the_application(run
 
 
 def test_settings_of_a_worker_are_not_set_twice(run: Run) -> None:
-    one_line(run("worker", "cliapp:worker", "--lease", "5", "-c", "3"), 2, "concurrency, lease")
+    one_line(run("worker", "cliapp:worker", "--lease", "5", "-c", "3"), 2, "concurrency", "lease")
 
 
 def test_a_setting_that_makes_no_sense_is_a_usage_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
