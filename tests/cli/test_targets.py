@@ -117,3 +117,17 @@ def test_whoever_names_no_target_is_told_where_it_can_stand(folder: Path) -> Non
 
 def test_the_environment_of_these_tests_names_nothing() -> None:
     assert not {name for name in environment() if name.startswith("CRECHE_")}
+
+
+def test_commands_without_a_target_use_the_projects_application_and_database(folder: Path) -> None:
+    application(folder)
+    configured(folder, '[tool.creche]\napp = "app:queue"\ndsn = "sqlite:///jobs.db"\n')
+    below = folder / "below"
+    below.mkdir()
+    assert executed(below, "migrate").returncode == 0
+    assert (folder / "jobs.db").exists()
+    sent = executed(folder, "dispatch", "quick", "number=3")
+    assert sent.returncode == 0, sent
+    assert sent.stdout.strip() in executed(below, "jobs", "list").stdout
+    assert "sqlite:///elsewhere.db" in executed(below, "jobs", "list", CRECHE_DSN="sqlite:///elsewhere.db").stderr
+    assert executed(folder, "doctor").returncode == 0

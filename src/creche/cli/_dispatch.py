@@ -18,7 +18,7 @@ from creche import JobNotFound, Queue, Receipt, Status, UnknownType, WaitTimeout
 from creche._job import JobRecord
 from creche.cli._display import failure, print_json, print_stored, raw, say
 from creche.cli._problems import Misuse, Trouble
-from creche.cli._targets import APP, load_queue
+from creche.cli._targets import chosen_app, load_queue
 from creche.errors import JobCancelled, JobFailed
 
 _TARGET: Final = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
@@ -71,9 +71,9 @@ def dispatch(
 
 
 def _split(words: Sequence[str]) -> tuple[str, str, Sequence[str]]:
-    """Return target, type and the rest. With CRECHE_APP set, a first word is the target only if it looks like one."""
+    """Return target, type and the rest. If CRECHE_APP or [tool.creche] names one, a first word has to look like it."""
     rest = list(words)
-    app = os.environ.get(APP)
+    app = chosen_app()
     target = rest.pop(0) if rest and (not app or _TARGET.fullmatch(rest[0])) else app
     if not target:
         raise click.UsageError("Missing argument 'TARGET'.")

@@ -18,7 +18,7 @@ from creche.cli._chosen import counted
 from creche.cli._display import BAD, CARE, GOOD, console_of_data, print_json, say, text_of
 from creche.cli._problems import ExitCode
 from creche.cli._storages import dsn_option, shared_storage
-from creche.cli._targets import APP, load
+from creche.cli._targets import chosen_app, load
 from creche.errors import StorageError
 from creche.storage import mask
 
@@ -26,7 +26,7 @@ _STYLES: Final = {Severity.OK: GOOD, Severity.WARNING: CARE, Severity.PROBLEM: B
 
 
 @click.command(epilog="Exit codes: 0 no problem, 1 a problem (--strict: or a warning), 2 usage.")
-@click.argument("target", required=False, envvar=APP)
+@click.argument("target", required=False)
 @dsn_option
 @click.option(
     "-c",
@@ -49,7 +49,8 @@ def doctor(
     database.
     """
     named = context.get_parameter_source("dsn") is click.core.ParameterSource.COMMANDLINE
-    found = None if target is None else load(target)
+    app = chosen_app(target)
+    found = None if app is None else load(app)
     if isinstance(found, Worker):
         concurrency = concurrency or found.concurrency
         found = found.queue

@@ -7,27 +7,35 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from creche._queue import DEFAULT_DSN
 from creche.abc import Storage
 from creche.cli._problems import Misuse, Trouble
+from creche.cli._targets import chosen_dsn
 from creche.storage import open_storage
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def dsn_option(function: F) -> F:
-    """Give a command the option --dsn, with the fallbacks that `Queue()` has."""
+    """Give a command the option --dsn, with the fallbacks that `Queue()` has, and [tool.creche] before the last."""
     return click.option(
         "--dsn",
         envvar=["CRECHE_DSN", "DATABASE_URL"],
         default=DEFAULT_DSN,
+        callback=_or_the_projects,
         show_default=True,
         show_envvar=True,
         allow_from_autoenv=False,
         metavar="URL",
         help="The database.",
     )(function)
+
+
+def _or_the_projects(context: click.Context, parameter: click.Parameter, dsn: str) -> str:
+    said = context.get_parameter_source(parameter.name or "") is not ParameterSource.DEFAULT
+    return dsn if said or context.resilient_parsing else chosen_dsn()
 
 
 def shared_storage(dsn: str) -> Storage:
