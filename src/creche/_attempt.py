@@ -353,6 +353,10 @@ class Handlers(Protocol):
         """Return how many handlers still sit in threads that their attempts had to leave."""
         ...
 
+    def close(self) -> None:
+        """Let go of what was kept for the next attempts: there are none."""
+        ...
+
 
 @frozen(kw_only=True)
 class Result:

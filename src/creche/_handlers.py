@@ -86,6 +86,10 @@ class TaskHandlers:
         """Return how many handlers still sit in threads that their attempts had to leave."""
         return self._threads.stuck
 
+    def close(self) -> None:
+        """End the processes that wait for work."""
+        self._processes.close()
+
     def backoff(self, type: str) -> Backoff | None:
         """Return the task's own back-off."""
         return self._tasks.get(type).backoff if type in self._tasks else None
@@ -134,6 +138,9 @@ class PlainHandler:
     def stuck(self) -> int:
         """There are no threads here."""
         return 0
+
+    def close(self) -> None:
+        """There are no processes here."""
 
     async def call(self, job: Job, payload: bytes) -> bytes:  # noqa: ARG002 - part of the Protocol
         """Run the handler; return its result as JSON text."""

@@ -278,6 +278,13 @@ class Supervisor:
         """Work until `stop`, until a limit is reached, or until cancelled: then what is held is given back at once,
         inside a bounded shield.
         """
+        try:
+            await self._work(task_status)
+        finally:
+            self._handlers.close()
+        return self._summary()
+
+    async def _work(self, task_status: TaskStatus[None]) -> None:
         async with create_task_group() as services:
             self._announcer.attach(services)
             services.start_soon(self._settler.run, name="settler")
@@ -294,7 +301,6 @@ class Supervisor:
                 self._settler.close(FAREWELL)
                 self._announcer.hurry(FAREWELL)
                 services.start_soon(self._end_with_the_last_settle, name="farewell")
-        return self._summary()
 
     async def _take_in(self, task_status: TaskStatus[None]) -> None:
         settings = self._settings
