@@ -1,5 +1,5 @@
 -- End jobs that wait; ask the holders of those that run. A holder's lease stays good until it has answered, so only what
--- waited gets a new token. Who holds what runs is answered, to be told.
+-- waited gets a new token.
 UPDATE creche_jobs
 SET status = iif(status = 'processing', status, 'cancelled'),
     cancel_requested = cancel_requested OR status = 'processing',
@@ -10,5 +10,4 @@ SET status = iif(status = 'processing', status, 'cancelled'),
     completed_at = iif(status = 'processing', NULL, :now)
 WHERE id IN (SELECT value FROM json_each(:ids))
     AND status IN ('pending', 'scheduled', 'processing')
-RETURNING
-    id, status, token, iif(status = 'processing', locked_by, NULL) AS holder, typeof(callbacks) = 'text' AS is_followed
+RETURNING id, status, typeof(callbacks) = 'text' AS is_followed

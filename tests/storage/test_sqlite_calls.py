@@ -154,6 +154,27 @@ async def test_in_one_process_the_holder_is_called_at_once_and_by_no_later_commi
         assert await is_silent(listener)
 
 
+async def test_a_holder_that_is_asked_again_in_its_own_process_is_called_again(storage: SQLiteStorage) -> None:
+    lease = await hold(storage)
+    async with storage.listen(["w"]) as listener:
+        for _ in range(2):
+            await storage.cancel([lease.job_id])
+            assert await heard(listener) == {"w"}
+        another = await hold(storage)
+        await storage.cancel([another.job_id])
+        assert await heard(listener) == {"w"}
+
+
+async def test_of_what_has_ended_nothing_is_remembered(storage: SQLiteStorage) -> None:
+    for _ in range(3):
+        lease = await hold(storage)
+        await storage.cancel([lease.job_id])
+        await storage.settle([Settlement(lease=lease, event=Event.ABORT)])
+    last = await hold(storage)
+    await storage.cancel([last.job_id])
+    assert {job_id for _, job_id, _ in storage._bell._told} == {str(last.job_id)}
+
+
 async def test_a_request_that_a_write_meets_is_heard_without_a_look(
     storage: SQLiteStorage, other: SQLiteStorage
 ) -> None:

@@ -47,10 +47,17 @@ class Bell:
         for listener in self._listeners:
             listener.hear(queues)
 
-    def ask(self, requests: Requests) -> None:
-        """Tell the holders that somebody of this process wants them to end something. After the commit."""
-        self._told |= requests
-        self._call(requests)
+    def ask(self, job_ids: Collection[UUID], requests: Requests) -> None:
+        """Tell the holders of these jobs that somebody of this process wants them to end. After the commit.
+
+        Args:
+            job_ids: which; they may be told again.
+            requests: all that stand now; what has ended since is remembered no longer.
+        """
+        ids = {str(job_id) for job_id in job_ids}
+        asked = frozenset(request for request in requests if request[1] in ids)
+        self._told = (self._told & requests) | asked
+        self._call(asked)
 
     def ring_all(self, requests: Requests) -> None:
         """Tell all that something changed; which queue it was is not known.

@@ -224,8 +224,8 @@ def ended(changed: Iterable[sqlite3.Row]) -> set[UUID]:
 
 
 def requests(found: Iterable[sqlite3.Row]) -> frozenset[tuple[str, str, int]]:
-    """Return the cancellations that holders are asked for, of rows of `asked` or `cancel`."""
-    return frozenset((row["holder"], row["id"], row["token"]) for row in found if row["holder"] is not None)
+    """Return the rows of `asked`."""
+    return frozenset((row["locked_by"], row["id"], row["token"]) for row in found)
 
 
 def end(row: sqlite3.Row) -> End | None:

@@ -146,7 +146,9 @@ class SQLiteStorage:
         return await Doctor(self._database.path, self._dialect, self._synchronous).examine()
 
     def twin(self) -> Storage:
-        """See `Storage.twin`. It has one connection, until it is asked for something that only reads."""
+        """See `Storage.twin`. It has one connection, until it is asked for something that only reads. While a handler's
+        transaction holds the file's lock it waits, as everybody does.
+        """
         return SQLiteStorage(self._database.path, synchronous=self._synchronous, busy_timeout=self._busy_timeout)
 
     # --- dispatch -----------------------------------------------------------------------------------
@@ -282,11 +284,11 @@ class SQLiteStorage:
             moment = rows.moment(now)
             changed = do.run("cancel", ids=rows.array(job_ids), now=moment)
             statuses = do.statuses(job_ids)
-            return statuses, rows.requests(changed), rows.ended(changed), do.follow_up(changed, moment)
+            return statuses, do.asked(), rows.ended(changed), do.follow_up(changed, moment)
 
         statuses, requests, ended, woken = await self._write(work)
         self._tell(ended, woken)
-        self._bell.ask(requests)
+        self._bell.ask(job_ids, requests)
         return statuses
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
