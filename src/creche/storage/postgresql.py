@@ -190,8 +190,8 @@ class PostgreSQLStorage:
         return await doctor.examine(concurrency=concurrency)
 
     def twin(self) -> PostgreSQLStorage:
-        """See `Storage.twin`. It has one connection, from its first call on; and if this storage is open, the twin takes
-        its word for the schema, and opens without asking.
+        """See `Storage.twin`. It has one connection, from its first call on. The twin of an open storage opens without
+        asking for the schema, which was found already.
         """
         twin = PostgreSQLStorage(
             self._driver.dsn,
