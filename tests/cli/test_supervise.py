@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import textwrap
 import time
 from pathlib import Path
 from uuid import UUID
@@ -12,7 +13,7 @@ import anyio
 import pytest
 from attrs import evolve
 
-from commands import PATIENCE, Command, Jobs, application, jobs_in, started
+from commands import APP, PATIENCE, Command, Jobs, application, jobs_in, started
 from creche import Queue, Status
 from creche.cli._children import End
 from creche.cli._slot import Report
@@ -38,6 +39,17 @@ def up(command: Command, number: int = 2) -> list[int]:
     """Wait until so many children have begun to work; return their pids."""
     command.says(" serves ", number)
     return command.children()
+
+
+HURRY = """
+    from creche.cli import _children, _slot, _supervise
+    _children.MARGIN = _slot.MARGIN = _supervise.MARGIN = 1.0
+"""
+
+
+def hurry(folder: Path) -> None:
+    """Let processes with this folder on their PYTHONPATH be killed a second after their grace."""
+    (folder / "sitecustomize.py").write_text(textwrap.dedent(HURRY))
 
 
 # --- what follows when a child ends -----------------------------------------------------------------
@@ -95,6 +107,11 @@ def test_when_all_are_leaving_nothing_is_replaced() -> None:
     assert verdict(-KILL, leaving=True) == Verdict(code=1)
     assert verdict(-TERM, Report(), leaving=True) == Verdict(), "it had not begun"
     assert verdict(-TERM, leaving=True) == Verdict(code=1)
+
+
+def test_one_that_was_killed_after_its_work_was_done_has_done_no_harm() -> None:
+    assert verdict(-KILL, over("stopped"), leaving=True) == Verdict()
+    assert verdict(-KILL, over("max_jobs")) == Verdict(again_in=0.0)
 
 
 def test_patience_doubles_to_half_a_minute_and_begins_anew_after_a_minute_of_life() -> None:
@@ -176,10 +193,8 @@ def test_a_second_signal_skips_the_grace(folder: Path, jobs: Jobs) -> None:
     assert jobs.find(job).status is Status.PENDING
 
 
-def test_a_child_that_does_not_end_is_killed_when_its_time_is_over(
-    folder: Path, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (folder / "sitecustomize.py").write_text("import creche.cli._slot as slot\nslot.MARGIN = 1.0\n")
+def test_a_child_that_does_not_end_is_killed_when_its_time_is_over(folder: Path, jobs: Jobs) -> None:
+    hurry(folder)
     with started(folder, *TWO, "--grace", "0s", PYTHONPATH=str(folder)) as supervisor:
         children = up(supervisor)
         os.kill(children[0], STOP)
@@ -187,6 +202,17 @@ def test_a_child_that_does_not_end_is_killed_when_its_time_is_over(
         assert supervisor.ended() == 1
         assert "not ended in time, and killed" in supervisor.told
         assert eventually(lambda: all(map(gone, children)))
+
+
+def test_a_child_whose_process_stays_after_its_end_is_replaced_all_the_same(folder: Path, jobs: Jobs) -> None:
+    hurry(folder)
+    stays = "\n    import threading\n    threading.Thread(target=time.sleep, args=[600]).start()\n"
+    application(folder, APP + stays)
+    ids = jobs.dispatch("quick", count=3)
+    with started(folder, *TWO, "--max-jobs", "1", PYTHONPATH=str(folder)) as supervisor:
+        for each in ids:
+            jobs.becomes(each, "completed")
+        supervisor.says("but its process does not: it is killed", 2)
 
 
 def test_quiet_reaches_all_children_and_stacks_are_shown_by_all(folder: Path, jobs: Jobs) -> None:

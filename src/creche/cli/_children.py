@@ -24,7 +24,7 @@ from attrs import frozen
 from click.core import ParameterSource
 
 from creche import Health
-from creche.cli._slot import INTERVAL, LINE, Report
+from creche.cli._slot import INTERVAL, LINE, MARGIN, Report
 
 _log = logging.getLogger("creche")
 
@@ -129,12 +129,22 @@ class Child:
         if self._process is None:  # pragma: no cover - it was opened just now
             raise AssertionError
         async with line, anyio.create_task_group() as listening:
-            listening.start_soon(self._listen, line, up)
+            over = anyio.Event()
+            listening.start_soon(self._listen, line, up, over)
+            listening.start_soon(self._see_off, over)
             await self._process.wait()
+            over.set()
             listening.cancel_scope.deadline = anyio.current_time() + _LAST_WORDS
         return await self._process.wait()
 
-    async def _listen(self, line: UNIXSocketStream, up: Callable[[Child], None]) -> None:
+    async def _see_off(self, over: anyio.Event) -> None:
+        """Kill it if it has ended in good order, and stays: a thread of the application's may keep it for ever."""
+        await over.wait()
+        await anyio.sleep(MARGIN)
+        _log.warning("%s has ended, but its process does not: it is killed", self.name)
+        self.signal(signal.SIGKILL)
+
+    async def _listen(self, line: UNIXSocketStream, up: Callable[[Child], None], over: anyio.Event) -> None:
         stream = BufferedByteReceiveStream(line)
         with contextlib.suppress(anyio.IncompleteRead, anyio.DelimiterNotFound, anyio.BrokenResourceError):
             while True:
@@ -144,6 +154,8 @@ class Child:
                     self.report = msgspec.json.decode(said, type=Report)
                 if self.report.up and not before.up:
                     up(self)
+                if self.report.ended:
+                    over.set()
 
 
 def the_same_again(context: click.Context) -> list[str]:

@@ -72,7 +72,8 @@ def judge(end: End, crashes: Crashes, *, leaving: bool, proven: bool) -> Verdict
     """
     if leaving and end.code == -signal.SIGTERM and not end.report.up:
         return Verdict()  # told to stop before it had begun
-    code = ExitCode.TROUBLE if end.code else ExitCode.OK
+    late = end.code < 0 and end.report.ended != ""  # all that it held was settled before it was killed
+    code = ExitCode.TROUBLE if end.code and not late else ExitCode.OK
     if leaving:
         return Verdict(code=code)
     if end.report.ended == _DRAINED:
