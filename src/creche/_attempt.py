@@ -33,6 +33,7 @@ from creche._job import (
 )
 from creche._leases import Held, Verdict
 from creche._lifecycle import Aborted, Discarded, Failed, Outcome, Released, Snoozed, Succeeded
+from creche._logs import about
 from creche._patience import ANSWER, Patience, answered_within
 from creche._payload import MAX_RESULT, Refused, clean, describe
 from creche.abc import Backoff, Serializer, Storage, Transaction
@@ -313,7 +314,8 @@ class Job:
                 what = "returned a result, which is not kept: give it with `job.set_result(…)` inside of the block"
             case _:
                 return
-        _log.error("job %s %r was completed by its own transaction; its handler then %s", self.id, self.type, what)
+        text = "job %s %r was completed by its own transaction; its handler then %s"
+        _log.error(text, self.id, self.type, what, extra=about(self))
 
 
 def _message(message: object) -> str:

@@ -14,6 +14,7 @@ from anyio import CapacityLimiter, get_cancelled_exc_class
 
 from creche._attempt import Job
 from creche._calls import encode_result
+from creche._logs import about
 from creche._processes import Processes
 from creche._tasks import Tasks
 from creche.abc import Backoff, Serializer
@@ -33,7 +34,7 @@ class Threads:
         self._lock = threading.Lock()
         self.stuck = 0
 
-    async def run(self, function: Callable[[], Any]) -> Any:
+    async def run(self, function: Callable[[], Any], job: Job) -> Any:
         """Call `function` in a thread. Cancelled, it leaves the thread to itself, and its result is thrown away."""
         running = left = False
 
@@ -56,7 +57,8 @@ class Threads:
                 left = True
                 self.stuck += running
             if running:
-                _log.warning("a handler goes on in its thread, which takes a slot until it ends: %s", _name(function))
+                text = "a handler goes on in its thread, which takes a slot until it ends: %s"
+                _log.warning(text, _name(function), extra=about(job))
             raise
 
 
@@ -109,7 +111,7 @@ class TaskHandlers:
         elif task.cpu:
             result = await self._processes.run(task.function.__module__, task.function.__qualname__, positional, named)
         else:
-            result = await self._threads.run(partial(task.function, *positional, **named))
+            result = await self._threads.run(partial(task.function, *positional, **named), job)
         return encode_result(self._serializer, result, job.type, self._limit)
 
 

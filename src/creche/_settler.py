@@ -16,6 +16,7 @@ from attrs import evolve, frozen
 
 from creche._job import Event, Failure, Settlement
 from creche._leases import Held, Holdings
+from creche._logs import about
 from creche._patience import Patience, answered_within
 from creche.abc import Storage
 from creche.errors import StatementRejected, StorageUnavailable
@@ -113,7 +114,7 @@ class Settler:
                 await self._write([ended])
             return
         ended = batch[0]
-        _log.error("job %s: its end can't be written: %s", ended.held.job.id, error)
+        _log.error("job %s: its end can't be written: %s", ended.held.job.id, error, extra=about(ended.held.job))
         if ended.settlement.event is Event.SUCCEED:
             # A handler's result that the database refuses, though it passed our checks, is a failed attempt.
             refused = Failure(type="creche.errors.StatementRejected", message=str(error))

@@ -24,6 +24,7 @@ from creche._job import Event, Failure, Presence, Progress, Retention, WorkerSta
 from creche._leases import Held, Holdings
 from creche._lifecycle import BURIES, Case, Released, decide
 from creche._limits import Limits, StopReason
+from creche._logs import about
 from creche._maintenance import Maintainer
 from creche._registry import Registry
 from creche._renewer import Renewer
@@ -151,6 +152,7 @@ class Supervisor:
         settled: Callable[[UUID], None],
     ) -> None:
         self._settings = settings
+        self._who = {"worker": settings.name}
         self._storage = storage
         self._conflicts = storage.conflicts
         self._handlers = handlers
@@ -256,7 +258,8 @@ class Supervisor:
         """It has done enough: begin nothing more, finish what is held, however long it takes, and end."""
         if self._state is not WorkerState.STOPPING:
             self._reason = reason
-            _log.info("worker %s finishes what it holds, and ends: %s", self._settings.name, reason)
+            text = "worker %s finishes what it holds, and ends: %s"
+            _log.info(text, self._settings.name, reason, extra=self._who)
             self._end_intake()
 
     def _end_intake(self) -> None:
@@ -309,7 +312,7 @@ class Supervisor:
             intake.start_soon(self._listening.run, name="listener")
             intake.start_soon(self._maintainer.run, name="maintainer")
             intake.start_soon(self._reserve, name="reserver")
-            _log.info("worker %s serves %s", settings.name, ", ".join(settings.queues))
+            _log.info("worker %s serves %s", settings.name, ", ".join(settings.queues), extra=self._who)
             self._announcer.tell(events.WorkerStarted(worker=settings.name, queues=settings.queues))
             task_status.started()
 
@@ -331,7 +334,7 @@ class Supervisor:
         self._registry.stop()
         self._tell_conflicts()
         self._announcer.tell(events.WorkerStopped(worker=self._settings.name))
-        _log.info("worker %s stopped", self._settings.name)
+        _log.info("worker %s stopped", self._settings.name, extra=self._who)
 
     def _tell_conflicts(self) -> None:
         """Tell of what happened since the last time."""
@@ -382,7 +385,7 @@ class Supervisor:
                 self._tell(events.JobCancelled, held)
             case _:
                 retry_in = settlement.delay if settlement.event is Event.RETRY else None
-                _log_failure(held, settlement.error, retry_in)
+                self._log_failure(held, settlement.error, retry_in)
                 self._tell(events.JobFailed, held, seconds=result.seconds, error=settlement.error, retry_in=retry_in)
         self._settler.submit(Ended(held=held, settlement=settlement))
 
@@ -411,7 +414,8 @@ class Supervisor:
 
     def _lost(self, held: Held) -> None:
         self._holdings.drop(held)
-        _log.warning("job %s: the lease of attempt %d is lost", held.job.id, held.job.attempt)
+        text = "job %s: the lease of attempt %d is lost"
+        _log.warning(text, held.job.id, held.job.attempt, extra=about(held.job, self._settings.name))
         self._tell(events.JobLeaseLost, held)
 
     def _renewed(self, held: Held) -> None:
@@ -458,14 +462,14 @@ class Supervisor:
             )
         )
 
-
-def _log_failure(held: Held, error: Failure | None, retry_in: float | None) -> None:
-    """Tell the operator; never the arguments, for they hold what is nobody's business."""
-    job = held.job
-    what = f"{error.type}: {error.message}" if error else "no error was given"
-    if retry_in is None:
-        text = "job %s %r: attempt %d failed, and was the last: %s\n%s"
-        _log.error(text, job.id, job.type, job.attempt, what, error.traceback if error else "")
-    else:
-        text = "job %s %r: attempt %d of %d failed, the next is in %.3g s: %s"
-        _log.warning(text, job.id, job.type, job.attempt, job.max_attempts, retry_in, what)
+    def _log_failure(self, held: Held, error: Failure | None, retry_in: float | None) -> None:
+        """Tell the operator; never the arguments, for they hold what is nobody's business."""
+        job = held.job
+        extra = about(job, self._settings.name)
+        what = f"{error.type}: {error.message}" if error else "no error was given"
+        if retry_in is None:
+            text = "job %s %r: attempt %d failed, and was the last: %s\n%s"
+            _log.error(text, job.id, job.type, job.attempt, what, error.traceback if error else "", extra=extra)
+        else:
+            text = "job %s %r: attempt %d of %d failed, the next is in %.3g s: %s"
+            _log.warning(text, job.id, job.type, job.attempt, job.max_attempts, retry_in, what, extra=extra)

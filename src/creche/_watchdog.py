@@ -22,6 +22,7 @@ from anyio import CancelScope
 
 from creche import _stacks as stacks
 from creche._leases import Held, Holdings
+from creche._logs import about
 from creche._nursery import current_backend
 from creche._patience import answered_within
 from creche.abc import Storage
@@ -157,4 +158,4 @@ class Watchdog:
             "the event loop has been blocked for %.1f s by job %s %r, in %s: "
             "make it async, or a synchronous handler, which gets a thread\n%s"
         )
-        _log.error(text, self.lag, job.id, job.type, place, stack)
+        _log.error(text, self.lag, job.id, job.type, place, stack, extra=about(job))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -376,6 +377,42 @@ def test_what_can_be_called_with_an_event_is_a_hook() -> None:
 
     good: Sequence[Callable[[Any], object]] = [print, list[object]().append, Everything(), with_a_default]
     assert check_hooks(good) == tuple(good)
+
+
+# --- the log ----------------------------------------------------------------------------------------
+
+
+async def test_lines_about_a_job_or_a_worker_say_which_in_fields(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="creche")
+    heard = await everything_happens(queue)
+    failed = next(event for event in heard.events if isinstance(event, events.JobFailed))
+    lost = next(event for event in heard.events if isinstance(event, events.JobLeaseLost))
+    for event in (failed, lost):
+        (record,) = [record for record in caplog.records if record.message.startswith(f"job {event.job_id}")]
+        assert about(event).items() <= vars(record).items()
+    of_the_worker = [record for record in caplog.records if record.message.startswith("worker ")]
+    assert len(of_the_worker) >= 2
+    assert {vars(record).get("worker") for record in of_the_worker} == {heard.events[0].worker}
+
+
+async def test_a_thread_that_goes_on_is_logged_with_its_job(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    @queue.task("stuck")
+    def stuck() -> None:
+        begun.set()
+        release.wait(20)
+
+    async with Worker(queue, lease=0.6, grace=0):
+        receipt = await stuck.dispatch()
+        await until(begun.is_set)
+        await queue.cancel(receipt.job_id)
+        await until(lambda: "goes on in its thread" in caplog.text)
+        release.set()
+    (record,) = [record for record in caplog.records if "goes on in its thread" in record.message]
+    assert vars(record)["job_id"] == str(receipt.job_id)
 
 
 # --- the page ---------------------------------------------------------------------------------------
