@@ -65,7 +65,7 @@ class Worker:
         poll_interval: seconds after which a worker looks for work that nobody told it of.
         retention: how long finished jobs are kept, of queues that have no retention of their own
             (`queue.set_retention`).
-        hooks: callables, or objects with a method for each event that they want; see `creche.events`.
+        hooks: callables, or `creche.events.Hooks` with a method for each event that they want.
         handler: one `async def handle(job: Job)` for all jobs, instead of the queue's tasks.
         name: what `locked_by` says, at most 50 bytes; host, pid and a random part are added, for a name may come back.
     """

@@ -15,14 +15,19 @@ from creche import (
     Call,
     Callback,
     Callbacks,
+    CancelReason,
     ExponentialBackoff,
+    Health,
     Job,
     Origin,
     Progress,
     Queue,
     Receipt,
     Retention,
+    Stats,
     Status,
+    StopReason,
+    Summary,
     SyncTask,
     Task,
     Tasks,
@@ -30,7 +35,7 @@ from creche import (
     current_job,
 )
 from creche.abc import Backoff, Serializer, Storage
-from creche.events import JobFailed, JobSucceeded, WorkerEvent
+from creche.events import Hooks, JobFailed, JobSucceeded, WorkerEvent
 from creche.storage import open_storage
 from creche.storage.memory import MemoryStorage
 
@@ -217,8 +222,22 @@ async def looking_after() -> None:
         assert_type(await queue.migrate(), Sequence[str])
         for record in await queue.jobs(queues=["default"], statuses={Status.FAILED}, limit=10):
             assert_type(record.id, UUID)
-        for counted in await queue.stats():
+        stats = await queue.stats()
+        assert_type(stats, Stats)
+        for counted in stats.queues:
             assert_type(counted.queue_name, str)
+        for worker in stats.workers:
+            assert_type(worker.jobs[0].lease_left, float)
+        assert_type(await queue.delete(receipt.job_id), Status)
+        assert_type(await queue.cancel_all(queues=["default"], older_than=timedelta(days=1)), int)
+        assert_type(await queue.retry_all(types={"report.generate"}), int)
+        assert_type(await queue.delete_all(statuses=[Status.FAILED]), int)
+        await queue.pause("images", "mail")
+        await queue.resume("images")
+        await queue.set_retention("images", Retention(completed=60))
+        await queue.set_retention("images", None)
+        for letter in await queue.dead_letters(limit=10):
+            assert_type(letter.errors[0].attempt, int)
 
 
 async def handle(job: Job) -> None:
@@ -259,7 +278,41 @@ async def working() -> None:
         assert_type(running, Worker)
     async with anyio.create_task_group() as group:
         await group.start(worker.run)
+        assert_type(worker.health, Health)
+        assert_type(worker.health.ready, bool)
+        assert_type(worker.quiet(), None)
         assert_type(worker.stop(), None)
+    limited = Worker(
+        queue,
+        queues={"ocr": 8, "mail": None},
+        weights={"ocr": 3},
+        job_timeout=timedelta(minutes=5),
+        max_jobs=1_000,
+        max_memory=1 << 30,
+        burst=True,
+        hooks=[Counter()],
+    )
+    summary = await limited.run(signals=False)
+    assert_type(summary, Summary)
+    assert_type(summary.reason, StopReason)
+
+
+class Counter(Hooks):
+    """A hook with a method for each event that it wants."""
+
+    def job_failed(self, event: JobFailed) -> None: ...
+
+    async def job_succeeded(self, event: JobSucceeded) -> None: ...
+
+
+@queue.task("image.shrink", cpu=True, job_timeout=5)
+def shrink(path: str) -> bytes:
+    return path.encode()
+
+
+async def why(job: Job) -> None:
+    assert_type(job.cancel_reason, CancelReason | None)
+    assert_type(await shrink.dispatch("cat"), Receipt[bytes])
 
 
 def main() -> None:

@@ -160,6 +160,15 @@ def worker() -> None:
     Worker(queue, retention=60)  # wrong
     Worker(queue, retention=Retention(complete=60))  # wrong
     anyio.run(Worker(queue))  # wrong
+    Worker(queue, queues={"ocr": "8"})  # wrong
+    Worker(queue, weights=["ocr"])  # wrong
+    Worker(queue, job_timeout="5 minutes")  # wrong
+    Worker(queue, max_memory="512MB")  # wrong
+    Worker(queue, max_job=5)  # wrong
+    Worker(queue, burst="yes")  # wrong
+    queue.task("image.shrink", cpu="yes")  # wrong
+    queue.task("image.shrink", timeout=5)  # wrong
+    queue.callback("image.shrunk", cpu=True)  # wrong
 
 
 async def inside(job: Job) -> None:
@@ -167,6 +176,11 @@ async def inside(job: Job) -> None:
     await job.extend("60")  # wrong
     await job.extend()  # wrong
     job.attempts  # wrong
+    job.cancel_reason = None  # wrong
+    await queue.stats()[0]  # wrong
+    await queue.pause(["images"])  # wrong
+    await queue.set_retention("images", 60)  # wrong
+    await queue.cancel_all("images")  # wrong
 
 
 def hook(event: JobFailed) -> None:
