@@ -35,6 +35,9 @@ HISTORY: Final = 1_000_000
 # Seconds that a sleeping connection has to be woken.
 AWAKE: Final = 2.0
 
+# What is refused, and says nothing, where nothing can be written.
+WRITING: Final = frozenset({"skip locked", "privileges"})
+
 DENIED: Final = frozenset({1044, 1142, 1143, 1227})
 READ_ONLY: Final = frozenset({1290, 1792, 1836})
 
@@ -95,7 +98,11 @@ class Doctor:
         if old := too_old(server):
             return [_problem("reach", old, "upgrade the server")]
         reached = _ok("reach", f"{server.name} at {self.driver.address.place}, database {self.driver.address.database}")
-        return [reached, *[await self._guarded(check, look) for check, look in self._looks(version).items()]]
+        findings = [reached]
+        for check, look in self._looks(version).items():
+            if check not in WRITING or not any(map(_takes_no_writes, findings)):
+                findings.append(await self._guarded(check, look))
+        return findings
 
     def _looks(self, version: int) -> Mapping[str, Look]:
         looks: dict[str, Look] = {
@@ -245,7 +252,7 @@ async def _isolation(connection: Connection, *, tables: bool) -> Finding:
     # To connect is to set it, and to read it back.
     named = "tx_isolation" if connection.server.mariadb else "transaction_isolation"
     ((default,),) = await _rows(connection, f"SELECT @@GLOBAL.{named}")
-    return _ok("isolation", f"our sessions run at READ COMMITTED and may write; the server's default is {default}")
+    return _ok("isolation", f"our sessions run at READ COMMITTED, whatever the server's default is: {default}")
 
 
 async def _clock(connection: Connection) -> Finding:
@@ -331,6 +338,10 @@ async def _refusal(connection: Connection, statement: str) -> int | None:
             raise
         return int(error.args[0])
     return None
+
+
+def _takes_no_writes(finding: Finding) -> bool:
+    return finding.check == "isolation" and finding.severity is Severity.PROBLEM
 
 
 def _ok(check: str, message: str, advice: str = "") -> Finding:

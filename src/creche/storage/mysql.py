@@ -202,7 +202,7 @@ class MySQLStorage:
         """See `Storage.twin`. It has one connection, and trusts that somebody has looked at the schema."""
         twin = MySQLStorage.__new__(MySQLStorage)
         twin._set_up(  # noqa: SLF001 - what the constructor does, without a DSN
-            self._address, pool_size=1, timeout=self._calls.timeout, push=False, trusting=True
+            self._address, pool_size=1, timeout=self._calls.timeout, push=self._capabilities.listen, trusting=True
         )
         return twin
 
