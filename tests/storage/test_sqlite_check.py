@@ -256,7 +256,7 @@ async def test_a_disk_that_is_nearly_full_is_a_warning(storage: SQLiteStorage, m
     monkeypatch.setattr(doctor, "_ROOM", 1 << 80)
     bad = await only_complaint(storage)
     assert (bad.check, bad.severity) == ("disk", Severity.WARNING)
-    assert "MiB are left" in bad.message
+    assert "iB are left" in bad.message
 
 
 async def test_a_network_file_system_is_a_warning(
@@ -289,6 +289,14 @@ def test_the_mount_that_covers_a_file_says_what_it_is_on(tmp_path: Path, path: s
         "4 3 0:7 / /srv/my\\040jobs rw - cifs //host/share rw\n"
     )
     assert doctor.file_system(mounts, Path(path)) == kind
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (5 << 19, "2.5 MiB"), (3 << 40, "3072.0 GiB")],
+)
+def test_a_size_is_said_in_the_unit_that_fits(size: int, words: str) -> None:
+    assert doctor._size(size) == words
 
 
 def test_where_nobody_tells_of_mounts_nothing_is_known(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from creche.storage._sqlite3 import (
 _PATIENCE: Final = 1.0  # seconds for which nobody should hold the write lock
 _SKEW: Final = 1.0
 _ROOM: Final = 64 << 20  # bytes: less than a log may take
-_MEBIBYTE: Final = 1 << 20
+_UNITS: Final = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10}
 _THEN: Final = "put that right, and look again"
 _MOUNTS: Final = Path("/proc/self/mountinfo")  # Linux's; elsewhere nobody is asked
 _REMOTE: Final = frozenset(
@@ -239,7 +239,10 @@ def _squeezed(sql: str) -> str:
 
 
 def _size(size: int) -> str:
-    return f"{size / _MEBIBYTE:.1f} MiB"
+    for unit, factor in _UNITS.items():
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
 
 
 def _time(seconds: float) -> str:
