@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -395,13 +397,34 @@ def test_a_database_out_of_reach_is_one_finding_without_its_password(run: Run) -
     assert run("doctor", "--dsn", "postgresql://bob:secret@127.0.0.1:1/db").code == 1
 
 
-def test_the_doctor_takes_database_and_concurrency_of_a_worker(
+def test_a_warning_is_a_problem_to_the_strict(run: Run, folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "jobs.db")) as file:
+        file.execute("PRAGMA journal_mode=delete")
+    done = run("doctor")
+    assert (done.code, "0 problems, 1 warning" in done.err) == (0, True), done
+    assert "→ " in done.out
+    assert run("doctor", "--strict").code == 1
+
+
+def test_the_doctor_takes_the_database_of_an_application(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "doctored.py").write_text(
         "from creche import Queue, Worker\nworker = Worker(Queue('sqlite:///elsewhere.db'), concurrency=7)\n"
     )
     monkeypatch.syspath_prepend(folder)
-    done = run("doctor", "doctored:worker")
-    assert "elsewhere.db" in done.out
+    assert "elsewhere.db" in run("doctor", "doctored:worker").out
     assert "jobs.db" in run("doctor", "doctored:worker", "--dsn", DSN).out
+    monkeypatch.setenv("CRECHE_APP", "doctored:worker")
+    assert "elsewhere.db" in run("doctor").out
+    assert "jobs.db" in run("doctor", "--dsn", DSN).out
+
+
+def test_the_doctor_holds_the_concurrency_of_a_worker_against_the_connections(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, mariadb_dsn: str
+) -> None:
+    text = f"from creche import Queue, Worker\nworker = Worker(Queue({mariadb_dsn!r}), concurrency=777)\n"
+    (folder / "crowded.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    assert "777" in run("doctor", "crowded:worker").out
+    assert "777" not in run("doctor", "crowded:worker", "--concurrency", "3").out

@@ -45,11 +45,11 @@ def doctor(
 
     Its version, schema, settings, connections and clock are looked at; what each finding advises is below it.
 
-    TARGET is module:name of a Worker or a Queue, for its database and the worker's concurrency; --dsn names another
-    database.
+    TARGET is module:name of a Worker or a Queue, for its database and the worker's concurrency; CRECHE_APP or
+    [tool.creche] in pyproject.toml stands in for it. --dsn on the command line names another database.
     """
     named = context.get_parameter_source("dsn") is click.core.ParameterSource.COMMANDLINE
-    app = chosen_app(target)
+    app = target if named else chosen_app(target)
     found = None if app is None else load(app)
     if isinstance(found, Worker):
         concurrency = concurrency or found.concurrency
