@@ -3,7 +3,9 @@
 A process is one handler's at a time, leads a process group of its own, and dies with that whole group: what a handler
 has started goes when it goes. It ends by itself when the worker is gone, however that ended; only a handler that sits
 in foreign code without letting Python's other threads run gets to hear of it later. It writes to where the worker
-writes, so that nothing it prints is lost. Nothing here settles a job or touches a database.
+writes, so that nothing it prints is lost. All that is set up in it is what the handler's module sets up when it is
+imported: no queue is open there, no event loop runs, and logging is as Python makes it. Nothing here settles a job or
+touches a database.
 
 Arguments, results and errors travel by pickle. They are values that were decoded already, and go from one of our own
 processes to the other over a socket that nobody else has: no byte that was stored by somebody is ever unpickled.
@@ -165,11 +167,15 @@ class _Process:
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(0)
-        command = [sys.executable, "-u", "-c", _BOOT, str(theirs.fileno()), json.dumps(sys.path)]
+        command = [sys.executable, "-u", "-c", _BOOT, str(theirs.fileno()), json.dumps(list(map(str, sys.path)))]
         with theirs:
-            self._child = subprocess.Popen(  # noqa: S603 - our own interpreter
-                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
-            )
+            try:
+                self._child = subprocess.Popen(  # noqa: S603 - our own interpreter
+                    command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
+                )
+            except BaseException:
+                self._socket.close()
+                raise
         self.end = weakref.finalize(self, _end, self._child, self._socket)
         self.asking = False
         self.since = time.monotonic()
