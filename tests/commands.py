@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import signal
 import subprocess
@@ -202,3 +204,16 @@ class Jobs:
 def jobs_in(folder: Path) -> Jobs:
     """Return the jobs of the application in a folder."""
     return Jobs(f"sqlite:///{folder}/jobs.db")
+
+
+def asked(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, Any]:
+    """Ask a worker's health port; return the status and what the body says."""
+    connection = http.client.HTTPConnection(host, port, timeout=PATIENCE)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        body = answer.read()
+        assert answer.headers["Content-Type"] == "application/json"
+        return answer.status, json.loads(body) if body else None
+    finally:
+        connection.close()

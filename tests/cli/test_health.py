@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from commands import PATIENCE, Command, application, executed, jobs_in, started
+from commands import PATIENCE, Command, application, asked, executed, jobs_in, started
 from creche import Health
 from creche.cli._health import served
 from creche.cli._problems import Trouble
@@ -30,18 +27,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def port() -> int:
     return closed_port()
-
-
-def asked(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, Any]:
-    connection = http.client.HTTPConnection(host, port, timeout=PATIENCE)
-    try:
-        connection.request(method, path)
-        answer = connection.getresponse()
-        body = answer.read()
-        assert answer.headers["Content-Type"] == "application/json"
-        return answer.status, json.loads(body) if body else None
-    finally:
-        connection.close()
 
 
 # --- the server -------------------------------------------------------------------------------------

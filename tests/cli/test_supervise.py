@@ -13,12 +13,13 @@ import anyio
 import pytest
 from attrs import evolve
 
-from commands import APP, PATIENCE, Command, Jobs, application, jobs_in, started
+from commands import APP, PATIENCE, Command, Jobs, application, asked, jobs_in, started
 from creche import Queue, Status
 from creche.cli._children import End
 from creche.cli._slot import Report
 from creche.cli._supervise import Crashes, Verdict, judge
 from processes import eventually, gone
+from sockets import closed_port
 
 TERM, INT, KILL, STOP = signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGSTOP
 USR1, USR2, CONT = signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT
@@ -294,8 +295,6 @@ def test_a_worker_with_settings_of_its_own_can_be_run_in_several_processes(folde
 
 
 def test_a_frozen_child_makes_the_supervisor_not_live(folder: Path) -> None:
-    from test_health import asked, closed_port
-
     port = closed_port()
     with started(folder, *TWO, "--health-port", str(port)) as supervisor:
         children = up(supervisor)

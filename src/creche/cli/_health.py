@@ -160,7 +160,7 @@ def _ask(host: str, port: int, path: str) -> tuple[int, str]:
         answer = connection.getresponse()
         body = answer.read(65_536)
     except (OSError, http.client.HTTPException) as error:
-        raise Trouble(f"no answer from {host} port {port}: {error or type(error).__name__}") from error
+        raise Trouble(f"no answer from {host} port {port}: {str(error) or type(error).__name__}") from error
     finally:
         connection.close()
     return answer.status, plain_text(" ".join(_reason(body).split()))

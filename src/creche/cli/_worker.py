@@ -41,7 +41,7 @@ def size(text: str | int) -> int:
     if found is None or (found["binary"] and not found["unit"]):
         raise click.BadParameter(f"{text!r} is no size: write 512M or 512MB, 512Mi or 512MiB, 2G or 2Gi.")
     power = " kmgt".index(found["unit"].lower() or " ")
-    number = round(float(found["number"]) * (1024 if found["binary"] else 1000) ** power)
+    number = round(float(found["number"]) * (1024.0 if found["binary"] else 1000.0) ** power)
     if number < _MEBIBYTE:
         raise click.BadParameter(f"{text!r} is {number} bytes, in which no worker could live: write 512M, say.")
     return number
@@ -85,6 +85,7 @@ def size(text: str | int) -> int:
 @click.pass_context
 def worker(
     context: click.Context,
+    /,
     target: str | None,
     *,
     backend: str,
