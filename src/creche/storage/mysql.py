@@ -141,7 +141,7 @@ class MySQLStorage:
     async def __aenter__(self) -> Self:
         if self._opened is not None:
             raise UsageError(f"{self!r} is open already: make another one")
-        answered = self._trusting
+        answered = False
         with anyio.move_on_after(self._calls.timeout):
             if not self._trusting:
                 await self._schema.check()
