@@ -363,6 +363,57 @@ async def test_a_listener_whose_connection_is_cut_says_so(storage: PostgreSQLSto
                 assert await another.wait() == {"q"}
 
 
+async def test_a_cancellation_notifies_the_holders_and_nobody_else(
+    dsn: str, storage: PostgreSQLStorage, raw: Raw
+) -> None:
+    async with PostgreSQLStorage(dsn) as other:
+        new = jobs(3)
+        await other.insert(new, now=T0)
+        for worker in ("first", "second"):
+            await other.reserve(["default"], 1, lease=60, worker=worker, nonce=1, now=T0)
+    async with storage:
+        assert storage._opened is not None
+        raw.execute(sql.SQL("LISTEN {}").format(sql.Identifier(storage._opened.channel)))
+        await storage.cancel([job.id for job in new[1:]], now=T0)
+    assert [notify.payload for notify in raw.notifies(timeout=0.2)] == ["second"]
+
+
+async def test_a_waiting_job_that_delete_leaves_alone_is_told_of_again(
+    dsn: str, storage: PostgreSQLStorage, raw: Raw
+) -> None:
+    new = jobs(1, queue_name="q")
+    async with PostgreSQLStorage(dsn) as other:
+        await other.insert(new, now=T0)
+    async with storage:
+        assert storage._opened is not None
+        raw.execute(sql.SQL("LISTEN {}").format(sql.Identifier(storage._opened.channel)))
+        await storage.delete([new[0].id])  # a reserve that came just then has passed it over
+    assert [notify.payload for notify in raw.notifies(timeout=0.2)] == ["q"]
+
+
+async def test_a_queue_of_which_nothing_is_set_has_no_row(storage: PostgreSQLStorage, raw: Raw) -> None:
+    async with storage:
+        await storage.pause(["a", "b", "c"], now=T0)
+        await storage.set_retention("b", Retention())
+        await storage.set_retention("d", Retention())
+        await storage.resume(["a", "b", "unknown"])
+        await storage.set_retention("d", None)
+        await storage.set_retention("unknown", None)
+    left = raw.execute("SELECT queue_name, paused_at IS NULL FROM creche_queues ORDER BY queue_name").fetchall()
+    assert left == [("b", True), ("c", False)]
+
+
+async def test_a_pause_and_a_reserve_wait_for_each_other_nowhere(storage: PostgreSQLStorage, raw: Raw) -> None:
+    async with storage:
+        await storage.pause(["paused"], now=T0)
+        await storage.insert(jobs(1), now=T0)
+        with raw.transaction(), anyio.fail_after(SOON):
+            raw.execute("SELECT FROM creche_queues FOR UPDATE")
+            taken = await storage.reserve(["paused", "default"], 1, lease=60, worker="w", nonce=1, now=T0)
+            assert (await storage.maintain(10, retention=Retention(), now=T0)).pruned == 0
+        assert len(taken.jobs) == 1
+
+
 async def test_many_inserts_are_few_notifications(dsn: str, storage: PostgreSQLStorage, raw: Raw) -> None:
     async with storage, storage.listen(["q"]):
         assert storage._opened is not None
