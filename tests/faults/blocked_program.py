@@ -146,7 +146,7 @@ class _Hook(events.Hooks):
         self._ledger = ledger
         self._part = part
 
-    def worker_idle(self, event: events.WorkerIdle) -> None:  # noqa: ARG002 - as it is called
+    def worker_idle(self, event: events.WorkerIdle) -> None:
         self._ledger.note("idle")
 
     def job_acked(self, event: events.JobAcked) -> None:

@@ -97,7 +97,7 @@ class Scene:
         self.loop = loop
         self.lease = lease
 
-    def set(self, grace: float, run: Callable[..., None] = command, moments: Sequence[str] = MOMENTS) -> None:
+    def prepare(self, grace: float, run: Callable[..., None] = command, moments: Sequence[str] = MOMENTS) -> None:
         """Bring all workers to their moments; last to those which a worker does not stay at for long."""
         anyio.run(Queue(self.troupe.dsn).migrate)
         for moment in moments:
