@@ -353,6 +353,7 @@ class Supervisor:
         self._attempts.start_soon(self._attempt, held, name=f"job {held.job.id}")
 
     def _refuse(self, held: Held) -> None:
+        self._tell(events.JobReserved, held)
         self._holdings.vacate(held)
         self._submit(held, Result(outcome=Released(), seconds=0.0))
 
