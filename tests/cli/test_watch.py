@@ -52,7 +52,7 @@ APP = """
     @queue.task("paints")
     async def paints(job: Job, fail: bool) -> str:
         await job.progress(0.5, "\\x1b[31mred\\njob 1 100%: completed")
-        await anyio.sleep(2)
+        await anyio.sleep(5)
         if fail:
             raise Discard("\\x1b[31mred, or \\x9b31mred")
         return "\\x1b[31mred, or \\x9b31mred \\u202eder"
@@ -86,8 +86,8 @@ def watch(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_line_at_each_change_and_then_the_result(home: Path) -> None:
-    seen = watch(home, dispatch(home, "read", "pages=25"))
-    assert (seen.returncode, seen.stdout) == (0, "25\n")
+    seen = watch(home, dispatch(home, "read", "pages=60"))
+    assert (seen.returncode, seen.stdout) == (0, "60\n")
     lines = seen.stderr.splitlines()
     assert len(lines) >= 3
     assert "100%: completed" in lines[-1]
@@ -96,17 +96,17 @@ def test_a_line_at_each_change_and_then_the_result(home: Path) -> None:
 
 
 def test_each_line_is_json_where_that_was_asked_for(home: Path) -> None:
-    seen = watch(home, "--json", dispatch(home, "read", "pages=15"))
+    seen = watch(home, "--json", dispatch(home, "read", "pages=60"))
     records = [json.loads(line) for line in seen.stdout.splitlines()]
     assert records[-1]["status"] == "completed"
-    assert records[-1]["result"] == 15
+    assert records[-1]["result"] == 60
     shares = [record["progress"]["fraction"] for record in records if record["progress"]]
     assert shares == sorted(shares)
     assert len(shares) >= 2
 
 
 def test_a_terminal_has_a_bar(home: Path) -> None:
-    job_id = dispatch(home, "read", "pages=30")
+    job_id = dispatch(home, "read", "pages=60")
     ours, theirs = pty.openpty()
     command = creche("jobs", "watch", "--dsn", "sqlite:///jobs.db", job_id)
     with subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=theirs) as watching:
@@ -121,7 +121,7 @@ def test_a_terminal_has_a_bar(home: Path) -> None:
             drawn += piece
         output, _ = watching.communicate(timeout=PATIENCE)
     os.close(ours)
-    assert output == b"30\n"
+    assert output == b"60\n"
     assert "━".encode() in drawn
     assert b"100%" in drawn
     assert re.search(rb"page \d+\\u001b\[31m", drawn)
