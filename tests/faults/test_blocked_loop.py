@@ -121,6 +121,7 @@ def test_what_blocks_the_whole_interpreter_for_longer_than_the_lease_loses_its_j
     end_well(troupe)
 
 
+@pytest.mark.parametrize("shared_dsn", ["sqlite"], indirect=True)  # what the test above would see if it were so
 def test_without_somebody_to_renew_its_leases_a_blocked_loop_would_lose_them(
     troupe: Troupe, anyio_backend: str
 ) -> None:
