@@ -7,10 +7,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sqlite3
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
@@ -54,6 +56,14 @@ class Troupe:
             os.kill(pid, number)
         return at
 
+    def freeze(self) -> None:
+        """Stop them all, but none in the middle of a write to SQLite: the file would stay locked for everybody."""
+        if self.dsn.startswith("sqlite"):
+            with locked(self.dsn):
+                self.send(signal.SIGSTOP)
+        else:
+            self.send(signal.SIGSTOP)
+
     def alive(self, who: str) -> bool:
         """Whether it has not ended yet."""
         for each, process in self.processes.items():
@@ -93,6 +103,15 @@ class Troupe:
             process.kill()
         for process in self.processes.values():
             process.join()
+
+
+@contextmanager
+def locked(dsn: str) -> Iterator[None]:
+    """Have nobody write to SQLite's file."""
+    with closing(sqlite3.connect(dsn.removeprefix("sqlite:///"), timeout=30, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
 
 
 def _said(folder: Path, who: str) -> Path:

@@ -97,7 +97,7 @@ def test_a_cancellation_that_comes_while_the_worker_is_frozen_is_heard_when_it_t
     troupe: Troupe, anyio_backend: str
 ) -> None:
     start(troupe, anyio_backend, "coroutine", lease=WEEK)
-    troupe.send(signal.SIGSTOP)
+    troupe.freeze()
     assert cancel(troupe) == [Status.PROCESSING]
     time.sleep(0.3)
     assert jobs(troupe)["coroutine"].status is Status.PROCESSING

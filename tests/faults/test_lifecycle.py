@@ -222,7 +222,7 @@ def killed(scene: Scene) -> float:
 
 def stopped_for_less_than_the_lease(scene: Scene) -> float:
     scene.prepare(grace=60)
-    scene.troupe.send(signal.SIGSTOP)
+    scene.troupe.freeze()
     scene.dispatch("idle")
     time.sleep(0.6)
     assert not scene.completed("idle")
@@ -235,7 +235,7 @@ def stopped_for_less_than_the_lease(scene: Scene) -> float:
 
 def stopped_for_more_than_the_lease(scene: Scene) -> float:
     scene.prepare(grace=60)
-    scene.troupe.send(signal.SIGSTOP)
+    scene.troupe.freeze()
     scene.dispatch("idle")
     scene.add_an_heir()
     scene.troupe.until(lambda: scene.completed(*MOMENTS))

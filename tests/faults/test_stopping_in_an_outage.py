@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -16,22 +15,13 @@ import pytest
 from creche import Queue, Status
 from creche._job import JobRecord
 from creche.testing.servers import PrivateServer
-from faults.forked import Troupe
+from faults.forked import Troupe, locked
 from faults.lifecycle_program import Part, command, enough, guest
 from processes import eventually, gone
 
 IN_TIME: Final = 15.0  # seconds: a grace of half a second, and a last word each of settler, registry and connections
 
 PARTS: Final = {"idle": command, "coroutine": command, "thread": command, "process": guest}
-
-
-@contextmanager
-def locked(dsn: str) -> Iterator[None]:
-    """Have nobody write to a file."""
-    with closing(sqlite3.connect(dsn.removeprefix("sqlite:///"), timeout=30, isolation_level=None)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("ROLLBACK")
 
 
 @contextmanager
