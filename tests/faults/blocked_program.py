@@ -43,18 +43,18 @@ class Player:
         self.folder = folder
         self.settling = anyio.Event()
 
-    async def told_to_go(self) -> None:
-        """Wait until the test says so: by then a rival is there."""
-        while not (self.folder / "go").exists():  # noqa: ASYNC110 - another process makes it
+    async def told(self, word: str) -> None:
+        """Wait until the test says so."""
+        while not (self.folder / word).exists():  # noqa: ASYNC110 - another process makes it
             await anyio.sleep(0.02)
 
 
 player: Player
 
 
-def go(folder: Path) -> None:
-    """Who is to block its loop does it now."""
-    (folder / "go").touch()
+def say(folder: Path, word: str) -> None:
+    """Say "go" to those that are to block their loop, and "enough" to their neighbours."""
+    (folder / word).touch()
 
 
 # --- handlers ---------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def _begin(job: Job) -> bool:
 async def block(job: Job, seconds: float) -> None:
     """Compute for a long time, say."""
     if _begin(job):
-        await player.told_to_go()
+        await player.told("go")
         player.ledger.note("blocking", queue=job.queue_name)
         time.sleep(seconds)  # noqa: ASYNC251 - the fault
         player.ledger.note("awake", queue=job.queue_name)
@@ -80,7 +80,7 @@ async def block(job: Job, seconds: float) -> None:
 async def block_natively(job: Job, seconds: float) -> None:
     """Be in a library that never lets go of the interpreter: no other thread runs."""
     if _begin(job):
-        await player.told_to_go()
+        await player.told("go")
         player.ledger.note("blocking", queue=job.queue_name)
         ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))
         player.ledger.note("awake", queue=job.queue_name)
@@ -98,16 +98,16 @@ async def block_while_settling(job: Job, seconds: float) -> None:
 
 @tasks.task("neighbour")
 async def neighbour(job: Job, seconds: float) -> None:
-    """Wait, as one does."""
+    """Wait, as one does, until long after the loop turns again."""
     _begin(job)
-    await anyio.sleep(seconds)
+    await player.told("enough")
 
 
 @tasks.task("end when told")
 async def end_when_told(job: Job, seconds: float) -> float:
     """Return; a hook then sleeps for so long where the job is in the queue of hooks."""
     _begin(job)
-    await player.told_to_go()
+    await player.told("go")
     return seconds
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,7 @@ import pytest
 
 from creche import Queue, Status
 from creche._job import JobRecord
-from faults.blocked_program import HOOKED, Part, block, block_while_settling, go, work
+from faults.blocked_program import HOOKED, Part, block, block_while_settling, say, work
 from faults.forked import Troupe
 
 LEASE: Final = 1.5  # seconds
@@ -63,9 +64,11 @@ def block_beside_a_rival(troupe: Troupe, loop: str, *queue_names: str) -> None:
     """Have all loops be blocked, while a rival that serves all their queues looks for something to do."""
     troupe.start("rival", work, troupe.folder, Part(queues=queue_names, loop=loop, lease=LEASE))
     troupe.until(lambda: troupe.entries("idle", "rival"))
-    go(troupe.folder)
-    troupe.until(lambda: all(job.status is Status.COMPLETED for job in jobs(troupe)), 60)
-    troupe.until(lambda: len(troupe.entries("awake")) == len(queue_names))
+    say(troupe.folder, "go")
+    troupe.until(lambda: len(troupe.entries("awake")) == len(queue_names), 60)
+    time.sleep(LEASE)  # in which neighbours would learn of what they have lost
+    say(troupe.folder, "enough")
+    troupe.until(lambda: all(job.status is Status.COMPLETED for job in jobs(troupe)))
 
 
 def end_well(troupe: Troupe) -> None:

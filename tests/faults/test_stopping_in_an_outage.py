@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -13,13 +14,15 @@ import anyio
 import pytest
 
 from creche import Queue, Status
-from creche._job import JobRecord
+from creche._job import JobRecord, Retention
 from creche.testing.servers import PrivateServer
 from faults.forked import Troupe, locked
 from faults.lifecycle_program import Part, command, enough, guest
 from processes import eventually, gone
 
 IN_TIME: Final = 15.0  # seconds: a grace of half a second, and a last word each of settler, registry and connections
+
+LEASE: Final = 60.0  # seconds: nobody ends because of it
 
 PARTS: Final = {"idle": command, "coroutine": command, "thread": command, "process": guest}
 
@@ -75,13 +78,25 @@ def jobs(troupe: Troupe) -> dict[str, JobRecord]:
     return anyio.run(look)
 
 
+def expire(troupe: Troupe) -> None:
+    """Take back what the leases hold, as if they had run out."""
+
+    async def take() -> None:
+        async with Queue(troupe.dsn) as queue:
+            later = datetime.now(UTC) + timedelta(seconds=2 * LEASE)
+            await queue.storage.maintain(100, retention=Retention(), now=later)
+            await queue.storage.retry([job.id for job in await queue.jobs()])
+
+    anyio.run(take)
+
+
 def test_a_worker_ends_in_bounded_time_though_its_database_answers_nothing_and_its_jobs_run_elsewhere_afterwards(
     troupe: Troupe, own_server: PrivateServer | None, anyio_backend: str
 ) -> None:
     begun = [moment for moment in PARTS if moment != "idle"]
     dispatch(troupe, *begun)
     for moment, run in PARTS.items():
-        part = Part(queues=[moment], at=moment, loop=anyio_backend, lease=3.0, grace=0.5)
+        part = Part(queues=[moment], at=moment, loop=anyio_backend, lease=LEASE, grace=0.5)
         troupe.start(moment, run, troupe.folder, part)
     troupe.until(lambda: len(troupe.entries("begun")) == len(begun) and troupe.entries("idle", "idle"))
     silence: AbstractContextManager[None] = locked(troupe.dsn) if own_server is None else frozen(own_server)
@@ -95,6 +110,7 @@ def test_a_worker_ends_in_bounded_time_though_its_database_answers_nothing_and_i
         assert eventually(lambda: gone(process["pid"])), troupe.told()
     assert troupe.entries("through", "process", scope=True)
     enough(troupe.folder)
+    expire(troupe)
     troupe.start("heir", command, troupe.folder, Part(queues=begun, at=None, loop=anyio_backend, lease=3.0))
     troupe.until(lambda: {job.status for job in jobs(troupe).values()} == {Status.COMPLETED})
     # A release that was sent, and read when the server thawed, has given its attempt back.
