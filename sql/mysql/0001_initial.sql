@@ -132,11 +132,13 @@ CREATE TABLE IF NOT EXISTS creche_watches (
     KEY creche_watches_since (since)
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
--- Who sleeps and wants to be woken for which queue; see listen.sql. A row may outlive its sleeper, which harms nobody.
+-- Who sleeps and wants to be woken for which queue, or by which name of its own; see find_listeners.sql. A row may outlive
+-- its sleeper, which harms nobody.
 CREATE TABLE IF NOT EXISTS creche_listeners (
     token         BINARY(16)     NOT NULL,
     queue_name    VARBINARY(128) NOT NULL,
     registered_at DATETIME(6)    NOT NULL,
+    calls         INT UNSIGNED   NOT NULL DEFAULT 0,    -- by this name, see call_listeners.sql
 
     PRIMARY KEY (queue_name, token),
     KEY creche_listeners_token (token),

@@ -112,6 +112,7 @@ class Listener(Protocol):
 
     async def wait(self) -> frozenset[str]:
         """Wait until something may have become ready; return the queues it concerns, empty for "any of them".
+        "Any" stands for no name by which `Storage.cancel` wakes a holder: that one is told, or it was not meant.
 
         Wakes that come while nobody waits are kept, merged into one. Cancelling it loses nothing.
 

@@ -29,13 +29,15 @@ class LocalListener:
     def __init__(self, queues: Collection[str]) -> None:
         self._queues = frozenset(queues)
         self._woken: set[str] = set()
+        self._any = False
         self._bell = anyio.Event()
 
     async def wait(self) -> frozenset[str]:
-        """See `Listener.wait`."""
+        """See `Listener.wait`. "Any" can't be said together with names: it is said right after them."""
         await self._bell.wait()
         woken, self._woken = frozenset(self._woken), set()
-        self._bell = anyio.Event()
+        if not (woken and self._any):
+            self._any, self._bell = False, anyio.Event()
         return woken
 
     def ring(self, queues: Collection[str]) -> None:
@@ -43,6 +45,11 @@ class LocalListener:
         if heard := self._queues.intersection(queues):
             self._woken |= heard
             self._bell.set()
+
+    def ring_any(self) -> None:
+        """Note that any queue may have work."""
+        self._any = True
+        self._bell.set()
 
 
 class ServerListener(LocalListener, ABC, Generic[C]):

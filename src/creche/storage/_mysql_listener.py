@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 import anyio
-from anyio import CancelScope, current_time, move_on_after
+from anyio import CancelScope, current_time, get_cancelled_exc_class, move_on_after
 from asyncmy.errors import MySQLError
 
 from creche.errors import ListenerDeaf, StorageError, StorageUnavailable
@@ -36,7 +36,7 @@ LATE: Final = 3.0
 
 # Seconds between two naps when wakes come thick: from the first, doubling to the last. A busy worker needs no wakes.
 FIRST_PAUSE: Final = 0.005
-LAST_PAUSE: Final = 0.1
+LAST_PAUSE: Final = 0.05
 # Seconds after the start of a nap when surely it has begun: who dispatched before has been missed, so one looks again.
 ASLEEP: Final = 0.02
 
@@ -59,12 +59,32 @@ class Waker:
         self._calls = calls
         self._sql = sql
         self._explained = False
+        self._called: set[str] = set()
         self.own: set[bytes] = set()
+
+    def call(self, names: Collection[str]) -> None:
+        """Have those who are woken next by these names told that it was by name."""
+        self._called.update(names)
 
     async def wake(self, queues: Sequence[str]) -> None:
         """Wake who listens to these queues in other processes; this one's were told directly."""
         own: Sequence[bytes] = sorted(self.own) or [b""]
-        await self._end(render(self._sql["find_listeners"], {"queues": queues, "own": own}))
+        find = render(self._sql["find_listeners"], {"queues": queues, "own": own})
+        called, self._called = self._called, set()
+        if not called:
+            await self._end(find)
+            return
+        try:
+            await self._end(f"{render(self._sql['call_listeners'], {'names': sorted(called), 'own': own})};\n{find}")
+        except get_cancelled_exc_class():
+            self._called |= called  # the notifier wakes them once more
+            raise
+
+    async def calls(self, token: bytes, connection: Connection | None = None) -> dict[str, int]:
+        """Return how often a listener has been called by which of its names; asked on its connection, or ours."""
+        look = render(self._sql["calls"], {"token": token})
+        answers = await (connection.run(look) if connection else self._calls.run(lambda ours: ours.run(look)))
+        return {name.decode(): calls for name, calls in answers[0].rows}
 
     async def rouse(self, token: bytes) -> None:
         """Wake one listener."""
@@ -85,7 +105,7 @@ class Waker:
 
     async def _end(self, find: str) -> None:
         async def work(connection: Connection) -> None:
-            for (number,) in (await connection.run(find))[0].rows:
+            for (number,) in (await connection.run(find))[-1].rows:
                 if number is not None:
                     try:
                         await connection.run(f"KILL QUERY {number}")
@@ -146,6 +166,7 @@ class MySQLListener(ServerListener[Connection]):
         self._later = later
         self._proven = anyio.Event()
         self._roused = False
+        self._heard: dict[str, int] = {}  # how often we were called, as far as we know
 
     async def _begin(self, connection: Connection) -> None:
         await without_limit(connection)
@@ -180,7 +201,8 @@ class MySQLListener(ServerListener[Connection]):
         while True:
             began = current_time()
             if await nap(connection, NAP):
-                self._ring_all()
+                self.ring_any()
+                await self._look_who_called(connection)
                 thick = current_time() - began < LAST_PAUSE
                 pause = min(LAST_PAUSE, pause * 2 or FIRST_PAUSE) if thick else 0.0
                 await anyio.sleep(pause)
@@ -192,10 +214,21 @@ class MySQLListener(ServerListener[Connection]):
     async def _look_again(self) -> None:
         """Ring once more when a nap has surely begun: a wake that came between two naps was heard by nobody."""
         await anyio.sleep(ASLEEP)
-        self._ring_all()
+        self.ring_any()
+        with suppress(StorageError):
+            self._answer(await self._waker.calls(self._token))
 
-    def _ring_all(self) -> None:
-        self.ring(self._queues)
+    async def _look_who_called(self, connection: Connection) -> None:
+        try:
+            self._answer(await self._waker.calls(self._token, connection))
+        except MySQLError as error:
+            if error.args[0] != INTERRUPTED:  # that was the next wake already; we look again
+                raise
+
+    def _answer(self, calls: Mapping[str, int]) -> None:
+        """Ring by the names by which somebody has called since; by each once."""
+        self.ring([name for name, number in calls.items() if number != self._heard.get(name, 0)])
+        self._heard.update(calls)
 
     async def _end(self, connection: Connection) -> None:
         connection.drop()

@@ -350,7 +350,10 @@ class MySQLStorage:
         # What follows is written last: it is none of those that were there to be cancelled.
         statements = [cancel, statuses, *follow(self._render, ids, now=moment)]
         _, stand, followed, *_ = await self._calls.run(partial(together, statements=statements))
-        self._wake(rows.woken(followed.rows) | rows.holders(stand.rows))
+        holders = rows.holders(stand.rows)
+        if self._opened is not None:
+            self._opened.waker.call(holders)
+        self._wake(rows.woken(followed.rows) | holders)
         return rows.statuses(stand.rows)
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
