@@ -13,7 +13,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import anyio
@@ -23,10 +24,10 @@ from anyio import CancelScope
 from creche import _stacks as stacks
 from creche._leases import Held, Holdings
 from creche._logs import about
-from creche._nursery import current_backend
+from creche._nursery import background, current_backend
 from creche._patience import answered_within
 from creche.abc import Storage
-from creche.errors import StorageError
+from creche.errors import StorageError, StorageUnavailable
 
 _log = logging.getLogger("creche")
 
@@ -61,6 +62,8 @@ class Watchdog:
         self._stopped = threading.Event()
         self._scope = CancelScope(shield=True)
         self._watched = False
+        self._reported = -math.inf
+        self._troubled = False
 
     @property
     def lag(self) -> float:
@@ -99,39 +102,55 @@ class Watchdog:
     # --- in the thread ------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        reported = -math.inf
         while not self._stopped.wait(self._tick):
-            if self.lag > BLOCKED and time.monotonic() - reported > _AGAIN:
-                self._report()
-                reported = time.monotonic()
-            if self._endangered and self._holdings.snapshot():
-                try:
-                    anyio.run(self._keep_leases, reported, backend=self._backend)
-                except Exception:  # noqa: BLE001 - whatever it is, the next look may fare better
-                    _log.exception("the watchdog could not renew the leases of a blocked event loop")
+            self._look()
+            if not (self._endangered and self._holdings.snapshot()):
+                continue
+            try:
+                anyio.run(self._keep_leases, backend=self._backend)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next look may fare better
+                self._trouble(error)
+
+    def _look(self) -> None:
+        if self.lag > BLOCKED and time.monotonic() - self._reported > _AGAIN:
+            self._reported = time.monotonic()
+            _aside(self._report)
 
     @property
     def _endangered(self) -> bool:
         """Whether the loop is so late that it may miss a renewal: that comes after a third of the lease."""
         return self.lag > self._lease / 6
 
-    async def _keep_leases(self, reported: float) -> None:
+    async def _keep_leases(self) -> None:
         twin = self._storage.twin()
         if twin is None:
             return
+        patience = self._lease / 3
+        async with background() as services:
+            services.start_soon(self._end_when_stopped, services.cancel_scope)
+            with CancelScope(deadline=anyio.current_time() + patience) as opening:
+                async with twin:
+                    opening.deadline = math.inf
+                    await self._renew_while_needed(twin)
+            if opening.cancelled_caught:
+                raise StorageUnavailable(f"no connection in {patience:g} s")
+
+    async def _end_when_stopped(self, scope: CancelScope) -> None:
+        while not self._stopped.is_set():  # noqa: ASYNC110 - it is set by another event loop
+            await anyio.sleep(self._tick)
+        scope.cancel()  # whatever is under way: nothing is held any more
+
+    async def _renew_while_needed(self, twin: Storage) -> None:
         renewed = -math.inf
-        async with twin:
-            last_needed = time.monotonic()
-            while not self._stopped.is_set() and time.monotonic() - last_needed < _LINGER:
-                now = time.monotonic()
-                if self.lag > BLOCKED and now - reported > _AGAIN:
-                    self._report()
-                    reported = now
-                if self._endangered:
-                    last_needed = now
-                    if now - renewed > self._lease / 3 and (held := self._holdings.snapshot()):
-                        renewed = await self._renew(twin, held)
-                await anyio.sleep(self._tick)
+        last_needed = time.monotonic()
+        while time.monotonic() - last_needed < _LINGER:
+            now = time.monotonic()
+            self._look()
+            if self._endangered:
+                last_needed = now
+                if now - renewed > self._lease / 3 and (held := self._holdings.snapshot()):
+                    renewed = await self._renew(twin, held)
+            await anyio.sleep(self._tick)
 
     async def _renew(self, storage: Storage, held: Sequence[Held]) -> float:
         """Renew what is held; return when, or never."""
@@ -140,12 +159,19 @@ class Watchdog:
             with answered_within(self._lease / 3, "a renewal"):
                 extension = await storage.extend([each.lease for each in held], self._lease)
         except StorageError as error:
-            _log.warning("watchdog: %s; trying again", error)
+            self._trouble(error)
             return -math.inf
+        self._troubled = False
         for each in held:
             if each.lease in extension.held:  # what is lost, the loop finds out for itself
                 each.secure(sent + self._offset + self._lease - self._margin)
         return sent
+
+    def _trouble(self, error: Exception) -> None:
+        if not self._troubled:
+            trace = None if isinstance(error, StorageError) else error
+            _aside(partial(_log.warning, "watchdog: %s; trying again", error, exc_info=trace))
+        self._troubled = True
 
     def _report(self) -> None:
         blocker = stacks.handler_of(self._loop_thread)
@@ -159,3 +185,8 @@ class Watchdog:
             "make it async, or a synchronous handler, which gets a thread\n%s"
         )
         _log.error(text, self.lag, job.id, job.type, place, stack, extra=about(job))
+
+
+def _aside(say: Callable[[], None]) -> None:
+    """Write to the log from yet another thread: the loop may be blocked in there, and hold its lock for as long."""
+    threading.Thread(target=say, name="creche watchdog's log", daemon=True).start()

@@ -16,7 +16,9 @@ import anyio.to_thread
 import pytest
 
 from creche import Job, Queue, Status, Worker, events
+from creche.abc import Storage
 from creche.storage import open_storage
+from creche.storage.memory import MemoryStorage
 from engine_kit import until
 
 pytestmark = pytest.mark.anyio
@@ -201,6 +203,80 @@ async def test_what_was_taken_over_all_the_same_is_lost_to_the_one_that_blocked(
         await until(lambda: bool(outcomes))
     assert outcomes[0] == "lease lost"
     assert (await queue.receipt(receipt.job_id)).status is not Status.COMPLETED
+
+
+class FullPipe(logging.Handler):
+    """What a log's reader that has stopped reading does to whoever writes, while all others wait for the lock."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "creche.application":
+            time.sleep(3 * LEASE)
+
+
+async def test_a_loop_that_is_blocked_by_the_log_itself_keeps_its_leases(queue: Queue, database: Path) -> None:
+    begun = threading.Event()
+
+    @queue.task("block", max_attempts=5)
+    async def block(job: Job) -> int:
+        begun.set()
+        logging.getLogger("creche.application").error("a line that nobody reads")
+        await anyio.lowlevel.checkpoint()
+        return job.attempt
+
+    pipe = FullPipe()
+    logging.getLogger("creche").addHandler(pipe)
+    try:
+        receipt = await block.dispatch()
+        async with Worker(queue, lease=LEASE):
+            await anyio.to_thread.run_sync(begun.wait)
+            with Bailiff(database) as rival:
+                assert await receipt.wait(timeout=20) == 1
+        assert rival.taken == []
+    finally:
+        logging.getLogger("creche").removeHandler(pipe)
+
+
+class Unreachable(MemoryStorage):
+    """A storage that another thread tries to reach for ever."""
+
+    def twin(self) -> Storage:
+        return Unreachable()
+
+    async def __aenter__(self) -> Self:
+        if threading.current_thread().name == "creche watchdog":
+            await anyio.sleep_forever()
+        return await super().__aenter__()
+
+
+async def test_a_twin_that_does_not_open_is_given_up_when_the_worker_ends(caplog: pytest.LogCaptureFixture) -> None:
+    queue = Queue(Unreachable())
+
+    @queue.task("block")
+    async def block() -> None:
+        time.sleep(LEASE)  # noqa: ASYNC251 - that is the offence
+
+    async with queue:
+        receipt = await block.dispatch()
+        async with Worker(queue, lease=2 * LEASE):
+            await receipt.wait(timeout=20)
+    assert watchdogs() == 0
+    assert [record.getMessage() for record in caplog.records if "watchdog" in record.getMessage()] == []
+
+
+async def test_a_twin_that_does_not_open_is_tried_again_and_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    queue = Queue(Unreachable())
+
+    @queue.task("block")
+    async def block() -> None:
+        time.sleep(3 * LEASE)  # noqa: ASYNC251 - that is the offence
+
+    async with queue:
+        receipt = await block.dispatch()
+        async with Worker(queue, lease=LEASE, hooks=[lambda _: None]):
+            await until(lambda: any("no connection in" in record.getMessage() for record in caplog.records))
+            await receipt.wait(timeout=20)
+    assert watchdogs() == 0
+    assert len([record for record in caplog.records if "watchdog: " in record.getMessage()]) == 1
 
 
 async def test_no_thread_is_left_when_the_worker_has_ended(queue: Queue) -> None:
