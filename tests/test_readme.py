@@ -113,7 +113,8 @@ def test_transactions_do_what_is_shown(folder: Path) -> None:
 
 
 def test_the_command_line_does_what_it_says(folder: Path) -> None:
-    migrate, worker, dispatch, jobs, doctor = (line.removeprefix("creche ").split() for line in COMMAND_LINE.splitlines())
+    lines = COMMAND_LINE.splitlines()
+    migrate, worker, dispatch, jobs, doctor = (line.removeprefix("creche ").split() for line in lines)
     assert run(folder, "-m", "creche", *migrate).split() == ["0001_initial.sql"]
     with in_background(folder, "-m", "creche", *worker):
         assert run(folder, "-m", "creche", *dispatch).strip() == '{"pages":27}'
