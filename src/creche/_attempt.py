@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
@@ -69,6 +70,8 @@ class Job:
         self._started = anyio.current_time()
         self._transacting = False
         self._result: bytes | None = None
+        self._thread = threading.get_ident()
+        self._left: CancelReason | None = None
         self.limit: CancelScope | None = None  # ends the attempt at its job_timeout
 
     def __repr__(self) -> str:
@@ -134,13 +137,18 @@ class Job:
     @property
     def cancel_reason(self) -> CancelReason | None:
         """Why this attempt is being cancelled; None if it is not. For `finally` blocks and for those that catch the
-        event loop's cancellation to clean up: it is the loop's own, and has to be let through.
+        event loop's cancellation to clean up: it is the loop's own, and has to be let through. A handler in a thread,
+        which nothing ends, may ask it now and then, and end by itself.
         """
+        if self._left is not None:
+            return self._left
         match self._held.verdict:
             case Verdict.LOST:
                 return CancelReason.LEASE_LOST
             case Verdict.ASKED:
                 return CancelReason.CANCELLED
+            case _ if threading.get_ident() != self._thread:  # where no scope can be asked
+                return None
             case _ if self.limit is not None and self.limit.cancel_called:
                 return CancelReason.TIMEOUT
             case _ if anyio.current_effective_deadline() == -math.inf:
@@ -167,6 +175,10 @@ class Job:
             return self._desk.serializer.decode(self._held.job.payload, type)
         except Refused as refused:
             raise PayloadInvalid(refused.reason, path=refused.path, type=self.type) from None
+
+    def leave(self) -> None:
+        """The attempt ends before its handler, which is in a thread: remember why, for the thread may ask."""
+        self._left = self.cancel_reason
 
     async def extend(self, seconds: float) -> None:
         """Make sure that the lease lasts at least `seconds` from now; the worker goes on renewing it besides. After the
@@ -351,8 +363,10 @@ class Handlers(Protocol):
         """Return the seconds that an attempt of this job type may take, if it says so itself."""
         ...
 
-    def stuck(self) -> int:
-        """Return how many handlers still sit in threads that their attempts had to leave."""
+    def stuck(self, queue_name: str | None = None) -> int:
+        """Return how many handlers still sit in threads that their attempts had to leave: of this queue's jobs, or in
+        all.
+        """
         ...
 
     def close(self) -> None:

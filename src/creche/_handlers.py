@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -32,30 +33,42 @@ class Threads:
     def __init__(self) -> None:
         self._limiter = CapacityLimiter(math.inf)
         self._lock = threading.Lock()
-        self.stuck = 0
+        self._stuck: Counter[str | None] = Counter()  # by queue; None: of all
+
+    def stuck(self, queue_name: str | None = None) -> int:
+        """Return how many outlive their attempts: of this queue's jobs, or in all."""
+        return self._stuck[queue_name]
 
     async def run(self, function: Callable[[], Any], job: Job) -> Any:
-        """Call `function` in a thread. Cancelled, it leaves the thread to itself, and its result is thrown away."""
+        """Call `function` in a thread. Cancelled, it leaves the thread to itself, and its result is thrown away; where
+        it has not begun yet, it never does.
+        """
         running = left = False
+
+        def count(by: int) -> None:
+            for each in (None, job.queue_name):
+                self._stuck[each] += by
 
         def in_thread() -> Any:
             nonlocal running
             with self._lock:
+                if left:
+                    return None
                 running = True
-                self.stuck += left
             try:
                 return function()
             finally:
                 with self._lock:
                     running = False
-                    self.stuck -= left
+                    count(-left)
 
         try:
             return await anyio.to_thread.run_sync(in_thread, abandon_on_cancel=True, limiter=self._limiter)
         except get_cancelled_exc_class():
+            job.leave()
             with self._lock:
                 left = True
-                self.stuck += running
+                count(+running)
             if running:
                 text = "a handler goes on in its thread, which takes a slot until it ends: %s"
                 _log.warning(text, _name(function), extra=about(job))
@@ -84,9 +97,9 @@ class TaskHandlers:
         self._threads = Threads()
         self._processes = Processes()
 
-    def stuck(self) -> int:
+    def stuck(self, queue_name: str | None = None) -> int:
         """Return how many handlers still sit in threads that their attempts had to leave."""
-        return self._threads.stuck
+        return self._threads.stuck(queue_name)
 
     def close(self) -> None:
         """End the processes that wait for work."""
@@ -137,7 +150,7 @@ class PlainHandler:
         """There are no tasks here that could have one."""
         return None
 
-    def stuck(self) -> int:
+    def stuck(self, queue_name: str | None = None) -> int:  # noqa: ARG002 - part of the Protocol
         """There are no threads here."""
         return 0
 

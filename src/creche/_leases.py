@@ -17,7 +17,7 @@ from anyio import CancelScope
 from creche._job import Lease, Progress, ReservedJob
 
 _BACKLOG: Final = 100  # ends that may wait to be written, at least
-_GLANCE: Final = 1.0  # seconds
+GLANCE: Final = 1.0  # seconds between looks at what rings no bell
 
 
 class Verdict(Enum):
@@ -28,6 +28,7 @@ class Verdict(Enum):
 
 
 _REASONS: Final = {Verdict.LOST: "the lease is lost", Verdict.ASKED: "the job was cancelled"}
+
 
 class Held:
     """One lease in our hands.
@@ -102,10 +103,11 @@ class Holdings:
 
     Args:
         limit: how many attempts may run at once.
-        stuck: how many handlers sit in threads that their attempts had to leave; each takes a slot until it ends.
+        stuck: how many handlers, of a queue's jobs or (None) in all, sit in threads that their attempts had to leave;
+            each takes a slot until it ends.
     """
 
-    def __init__(self, limit: int, stuck: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, limit: int, stuck: Callable[[str | None], int] = lambda _: 0) -> None:
         self.limit = limit
         self._stuck = stuck
         self._held: dict[Lease, Held] = {}
@@ -130,16 +132,21 @@ class Holdings:
     def room(self) -> int:
         """How many more attempts may run; none while too many ends wait to be written."""
         backlog = max(2 * self.limit, _BACKLOG)
-        return min(self.limit - self._running - self._stuck(), backlog - len(self._held))
+        return min(self.limit - self._running - self.stuck, backlog - len(self._held))
 
     @property
     def idle(self) -> bool:
         """Whether nothing runs, and no end waits to be written."""
-        return not (self._held or self._running or self._stuck())
+        return not (self._held or self._running or self.stuck)
+
+    @property
+    def stuck(self) -> int:
+        """How many slots belong to threads whose attempts are over. One that ends rings no bell."""
+        return self._stuck(None)
 
     def running_in(self, queue_name: str) -> int:
-        """Return how many attempts of jobs of this queue run."""
-        return self._running_in[queue_name]
+        """Return how many slots jobs of this queue occupy."""
+        return self._running_in[queue_name] + self._stuck(queue_name)
 
     @property
     def running(self) -> int:
@@ -169,7 +176,7 @@ class Holdings:
         """Wait until at least one attempt may run; return how many."""
         while self.room <= 0:
             self._room = anyio.Event()
-            with anyio.move_on_after(_GLANCE):  # a thread that ends rings no bell
+            with anyio.move_on_after(GLANCE if self.stuck else math.inf):
                 await self._room.wait()
         return self.room
 

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from creche._ids import new_nonce
 from creche._job import Reservation
-from creche._leases import Held, Holdings
+from creche._leases import GLANCE, Held, Holdings
 from creche._patience import Patience, answered_within
 from creche._wake import Alarm, Doorbell
 from creche.abc import Storage
@@ -124,7 +124,7 @@ class Reserver:
             self.failing = False
             patience.success()
             if not again:
-                await self._doorbell.wait()
+                await self._doorbell.wait(GLANCE if self._holdings.stuck else math.inf)
 
     async def _look(self) -> bool:
         """Ask each queue that has room; return whether there may be more: a full batch is followed by another one."""

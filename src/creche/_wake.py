@@ -61,14 +61,14 @@ class Doorbell(Bell):
         """More work tends to follow work: where nobody rings, look again soon."""
         self._quiet = _EAGER
 
-    async def wait(self) -> None:
+    async def wait(self, at_most: float = math.inf) -> None:
         """Wait for a ring, or until it is time to look anyway."""
         if self.listening:
             patience = self._poll_interval
         else:
             patience = min(self._poll_interval, self._quiet)
             self._quiet = min(self._poll_interval, self._quiet * 1.5)
-        await self.rung_within(patience * random.uniform(0.9, 1.1))  # noqa: S311 - spreads polls
+        await self.rung_within(min(at_most, patience) * random.uniform(0.9, 1.1))  # noqa: S311 - spreads polls
 
 
 class Alarm:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
-from creche import Job, Queue, Retry, Status, StopReason, Worker, current_job
+from creche import Job, JobCancelled, Queue, Retry, Status, StopReason, Worker, current_job
 from creche._limits import resident_memory
 from creche.errors import OptionInvalid
 from engine_kit import Faulty, virtual_time
@@ -330,3 +332,57 @@ async def test_a_timeout_is_no_lost_lease_and_no_shutdown(queue: Queue) -> None:
     row = await queue.look_up(held.job_id)
     assert row is not None
     assert (row.status, row.attempts) == (Status.PENDING, 0)
+
+
+# --- threads that outlive their attempts ------------------------------------------------------------
+
+
+async def test_a_thread_that_outlives_its_attempt_keeps_the_place_in_its_queue(queue: Queue) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    @queue.task("stuck", queue="one")
+    def stuck() -> None:
+        begun.set()
+        ended.wait(60)
+
+    @queue.task("other", queue="one")
+    def other() -> str:
+        return "done"
+
+    try:
+        async with Worker(queue, queues={"one": 1, "two": 5}, poll_interval=36_000):
+            left = await stuck.dispatch()
+            await anyio.to_thread.run_sync(begun.wait)
+            await queue.cancel(left.job_id)
+            with pytest.raises(JobCancelled):
+                await left.wait()
+            receipt = await other.dispatch()
+            await anyio.sleep(100)
+            assert (await receipt.refresh()).status is Status.PENDING
+            ended.set()
+            with anyio.fail_after(18_000):  # nobody rings, so one looks now and then
+                assert await receipt.wait() == "done"
+    finally:
+        ended.set()
+
+
+async def test_a_handler_in_a_thread_may_ask_why_its_attempt_is_over(queue: Queue) -> None:
+    asked: list[object] = []
+    begun, over = threading.Event(), threading.Event()
+
+    @queue.task("polite")
+    def polite(job: Job) -> None:
+        begun.set()
+        while (reason := job.cancel_reason) is None:
+            over.wait(0.001)
+        asked.append(reason)
+        over.set()
+
+    await polite.dispatch()
+    try:
+        async with Worker(queue, grace=0):
+            await anyio.to_thread.run_sync(begun.wait)
+        await anyio.to_thread.run_sync(over.wait, 60)
+    finally:
+        over.set()
+    assert asked == ["shutdown"]
