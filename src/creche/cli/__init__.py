@@ -5,7 +5,9 @@ Data goes to stdout, words go to stderr. The exit codes are `creche.cli._problem
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import sys
+from typing import Any, Final
 
 import click
 
@@ -17,7 +19,7 @@ from creche.cli._doctor import doctor
 from creche.cli._health import health
 from creche.cli._jobs import jobs
 from creche.cli._migrate import migrate
-from creche.cli._problems import ExitCode, as_problem
+from creche.cli._problems import ExitCode, as_lost_output, as_problem
 from creche.cli._prune import prune
 from creche.cli._queues import queues
 from creche.cli._top import top
@@ -26,6 +28,8 @@ from creche.cli._workers import workers
 from creche.errors import CrecheError
 
 __all__ = ["cli", "main"]
+
+_STREAMS: Final = {"stdin": "r", "stdout": "w", "stderr": "w"}  # in the order of their numbers
 
 
 class _Root(click.Group):
@@ -36,8 +40,18 @@ class _Root(click.Group):
             return super().invoke(ctx)
         except (KeyboardInterrupt, click.Abort):
             raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
-        except (CrecheError, BaseExceptionGroup) as error:
-            problem = as_problem(error)
+        except (CrecheError, OSError, BaseExceptionGroup) as error:
+            problem = as_lost_output(error) or as_problem(error)
+            if problem is None:
+                raise
+            raise problem from error
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Do as click does; --help and --version print meanwhile, and nobody else would notice that it fails."""
+        try:
+            return super().make_context(*args, **extra)
+        except OSError as error:
+            problem = as_lost_output(error)
             if problem is None:
                 raise
             raise problem from error
@@ -59,4 +73,17 @@ for command in (worker, dispatch, jobs, dead, queues, workers, top, prune, docto
 
 def main() -> None:
     """Run the command line and exit."""
+    _with_all_streams()
     cli()
+
+
+def _with_all_streams() -> None:
+    """Open what the caller closed of stdin, stdout and stderr, on nothing: Python has None in their place, and a file
+    or a connection that got the number of one would be written into.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) < len(_STREAMS):
+        os.set_inheritable(number, True)  # noqa: FBT003 - it has no name there
+    os.close(number)
+    for number, (name, mode) in enumerate(_STREAMS.items()):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115

@@ -5,7 +5,6 @@ What users stored is shown as text: no markup, no escape sequence of theirs reac
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -312,8 +311,7 @@ def console_of_words() -> Console:
 
 
 def console_of_data() -> Console:
-    """Return a console on stdout. In a pipe nothing is cut: there is no window that it would have to fit."""
-    from rich.console import Console
+    """Return a console on stdout."""
+    from creche.cli._console import DataConsole
 
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=10_000 if piped else None, highlight=False, markup=False, emoji=False)
+    return DataConsole()

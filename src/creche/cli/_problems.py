@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Final, cast
@@ -22,6 +25,7 @@ class ExitCode(IntEnum):
     JOB = 3  # a job failed, was cancelled, is not there, or could not be changed
     TIMEOUT = 4  # `dispatch --wait --timeout`: the job goes on
     INTERRUPTED = 130  # Ctrl-C, as shells have it: 128 + SIGINT; or a question was answered with no
+    UNREAD = 141  # whoever read the output went away, as shells have it: 128 + SIGPIPE
 
 
 class Problem(click.ClickException):
@@ -63,6 +67,9 @@ _KINDS: Final[Sequence[tuple[type[errors.CrecheError], type[Problem]]]] = (
 )
 
 
+_LOST: Final[frozenset[int | None]] = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+
 def as_problem(error: BaseException) -> Problem | None:
     """Return an error as the line that ends the command; None if it is a bug, whose traceback somebody must see."""
     leaves = list(_leaves(error))
@@ -72,6 +79,22 @@ def as_problem(error: BaseException) -> Problem | None:
     if isinstance(first, Problem):
         return first
     return next(problem(str(first)) for kind, problem in _KINDS if isinstance(first, kind))
+
+
+def as_lost_output(error: BaseException) -> click.exceptions.Exit | Trouble | None:
+    """Return how to end when the output can't be written: in silence if nobody reads it; None if it is no such error.
+
+    What is left of the output goes nowhere: Python would try once more when it exits, and complain.
+    """
+    numbers = {leaf.errno if isinstance(leaf, OSError) else None for leaf in _leaves(error)}
+    if not numbers or not numbers <= _LOST:
+        return None
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.__stdout__.fileno() if sys.__stdout__ is not None else 1)
+    os.close(nowhere)
+    if errno.EPIPE in numbers:
+        return click.exceptions.Exit(ExitCode.UNREAD)
+    return Trouble(f"what it prints can't be written: {os.strerror(next(number for number in numbers if number))}")
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
