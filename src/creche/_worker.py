@@ -94,7 +94,7 @@ class Worker:
             raise OptionInvalid("queues", queues, "a sequence of at least one name")
         self._queue = queue
         self._queues = None if queues is None else [check_name("queues", each) for each in queues]
-        self._limits = _check_limits(queues) if isinstance(queues, Mapping) else {}
+        self._limits = _check_limits(queues)
         self._weights = None if weights is None else _check_weights(weights, self._queues)
         self._concurrency = _check_concurrency(concurrency, self._queues, self._limits)
         self._lease = seconds("lease", lease, positive=True)
@@ -200,11 +200,12 @@ class Worker:
             async with AsyncExitStack() as stack:
                 if not self._queue.is_open:
                     await stack.enter_async_context(self._queue)
-                supervisor = self._make_supervisor()
-                if self._quiet:
-                    supervisor.quiet()
-                self._supervisor = supervisor  # from now on it is the one that is told to stop
-                return await supervisor.run(task_status=task_status)
+                if not self._opening.cancel_called:
+                    supervisor = self._make_supervisor()
+                    if self._quiet:
+                        supervisor.quiet()
+                    self._supervisor = supervisor  # from now on it is the one that is told to stop
+                    return await supervisor.run(task_status=task_status)
         task_status.started()
         return Summary(reason=StopReason.STOPPED)
 
@@ -310,7 +311,9 @@ def _signals_are_free() -> bool:
     return alone and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def _check_limits(queues: Mapping[str, int | None]) -> Mapping[str, int]:
+def _check_limits(queues: Sequence[str] | Mapping[str, int | None] | None) -> Mapping[str, int]:
+    if not isinstance(queues, Mapping):
+        return {}
     return {
         name: check_integer(f"queues[{name!r}]", limit, 1, _CONCURRENCY_LIMIT)
         for name, limit in queues.items()

@@ -84,7 +84,7 @@ def schema(found: Found, dialect: Dialect, there: Sequence[Row]) -> Finding:
 
 def indexes_of(dialect: Dialect, there: Sequence[Row]) -> Finding:
     """Judge whether each index is there, and whether PostgreSQL uses it."""
-    valid = dict(there)
+    valid: dict[str, bool] = dict(there)
     made = indexes(dialect)
     missing = [name for name in made if name not in valid]
     broken = [name for name in made if valid.get(name) is False]
