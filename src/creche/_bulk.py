@@ -33,9 +33,11 @@ async def matching(
         before = jobs[-1].id
 
 
-def dispatched_before(seconds: float) -> UUID:
+def dispatched_before(seconds: float) -> UUID | None:
     """Return the least id that a job dispatched so many seconds ago could have: what is older, is less. Ids are drawn
-    by the clients' clocks, and are as right as those.
+    by the clients' clocks, and are as right as those: so for zero it is None, for whatever is there is old enough.
     """
+    if not seconds:
+        return None
     milliseconds = max(0, time.time_ns() // 1_000_000 - int(seconds * 1000))
     return UUID(int=milliseconds << 80 | 0x7 << 76 | 0b10 << 62)

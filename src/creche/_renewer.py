@@ -24,6 +24,8 @@ _log = logging.getLogger("creche")
 # Seconds between two writes of progress: a bar moves smoothly enough, and a handler may say as much as it likes.
 PROGRESS_PAUSE: Final = 1.0
 
+_PAUSE: Final = 0.1  # seconds in which cancellations that are asked for one by one are learned of together
+
 
 class Renewer:
     """Pushes all deadlines out together, in one statement, three times per lease.
@@ -86,6 +88,7 @@ class Renewer:
                 await self._asked.wait()
             self._asked = anyio.Event()
             await self._renew_all(patience)
+            await anyio.sleep(min(_PAUSE, self._lease / 30))
 
     async def _write_news(self) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from typing import Self
 
@@ -270,6 +271,24 @@ async def test_cancelling_one_job_leaves_its_neighbours_alone(queue: Queue, stor
     assert storage.calls["extend"] <= 3  # one for the cancellation, and what the clock asks for
 
 
+async def test_a_thousand_that_are_cancelled_one_by_one_cost_a_few_renewals(queue: Queue, storage: Faulty) -> None:
+    @queue.task("work")
+    async def work() -> None:
+        await anyio.sleep(1_000)
+
+    receipts = await queue.dispatch_many([work.call() for _ in range(1_000)])
+    async with Worker(queue, lease=600, concurrency=1_000):
+        await anyio.sleep(1)
+        asked = anyio.current_time()
+        for receipt in receipts:
+            await queue.cancel(receipt.job_id)
+        for receipt in receipts:
+            with pytest.raises(JobCancelled):
+                await receipt.wait()
+        assert anyio.current_time() - asked < 1
+    assert storage.calls["extend"] <= 5
+
+
 async def test_a_wake_that_is_lost_costs_no_more_than_a_renewal(
     queue: Queue, storage: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +331,18 @@ async def test_many_are_cancelled_retried_and_deleted_by_what_they_are(queue: Qu
     assert {job.type for job in await queue.jobs()} == {"other"}
 
 
+async def test_what_was_dispatched_a_moment_ago_by_a_clock_that_is_ahead_is_cancelled_with_the_rest(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @queue.task("work")
+    async def work() -> None: ...
+
+    await work.dispatch()
+    behind = time.time_ns() - 1_000_000_000
+    monkeypatch.setattr("creche._bulk.time.time_ns", lambda: behind)
+    assert await queue.cancel_all(types=["work"]) == 1
+
+
 async def test_a_job_that_is_active_is_not_deleted(queue: Queue) -> None:
     @queue.task("work")
     async def work() -> None: ...
@@ -338,3 +369,36 @@ async def test_a_worker_that_is_stopped_while_its_queue_opens_ends() -> None:
         worker.stop()
     assert anyio.current_time() - told < 1
     assert not queue.is_open
+
+
+class OpensOnCall(Faulty):
+    """A storage that is reached when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let = anyio.Event()
+
+    async def __aenter__(self) -> Self:
+        await self.let.wait()
+        return await super().__aenter__()
+
+
+async def test_a_worker_that_is_stopped_at_the_moment_when_its_queue_is_open_ends() -> None:
+    storage = OpensOnCall()
+    queue = Queue(storage)
+
+    @queue.task("work")
+    async def work() -> None: ...
+
+    worker = Worker(queue)
+    async with anyio.create_task_group() as tasks:
+
+        async def stop() -> None:
+            await anyio.sleep(5)
+            storage.let.set()
+            worker.stop()  # it is woken already, and not told of any cancellation
+
+        tasks.start_soon(stop)
+        await tasks.start(worker.run)
+    assert not queue.is_open
+    assert "reserve" not in storage.calls
