@@ -269,17 +269,22 @@ class Job:
         if self._transacting or self._held.settled:
             raise UsageError(f"{self!r} has its transaction already: it ends the attempt, so there is one")
         held = self._held
+        limit = math.inf if self.limit is None else self.limit.deadline
         self._transacting, self._result = True, None
         try:
             async with self._desk.storage.transaction() as transaction:
                 yield transaction.connection
                 held.settling = True
+                if self.limit is not None:  # the handler was in time, and a commit is not cut off
+                    self.limit.deadline = math.inf
                 await self._settle_in(transaction)
         except StorageUnavailable:
             if not held.settling or not await self._was_committed():
                 raise
         finally:
             self._transacting = held.settling = False
+            if self.limit is not None:
+                self.limit.deadline = limit
         self._desk.committed(held, anyio.current_time() - self._started)
 
     def _success(self) -> Settlement:

@@ -255,8 +255,10 @@ class Supervisor:
         return Health(live=live, ready=not reason, reason=reason)
 
     def _end(self, reason: StopReason) -> None:
-        """It has done enough: begin nothing more, finish what is held, however long it takes, and end."""
-        if self._state is not WorkerState.STOPPING:
+        """It has done enough: begin nothing more, finish what is held, however long it takes, and end. A quiet one
+        begins nothing more as it is, and was told to stay.
+        """
+        if self._state is WorkerState.RUNNING:
             self._reason = reason
             text = "worker %s finishes what it holds, and ends: %s"
             _log.info(text, self._settings.name, reason, extra=self._who)
@@ -418,6 +420,7 @@ class Supervisor:
         text = "job %s: the lease of attempt %d is lost"
         _log.warning(text, held.job.id, held.job.attempt, extra=about(held.job, self._settings.name))
         self._tell(events.JobLeaseLost, held)
+        self._look_again()
 
     def _renewed(self, held: Held) -> None:
         self._tell(events.JobRenewed, held)

@@ -168,6 +168,36 @@ async def test_a_burst_waits_for_a_database_that_is_away(queue: Queue, storage: 
     assert summary.succeeded == 3
 
 
+async def test_a_burst_ends_at_once_when_its_last_lease_is_lost_while_its_end_is_written(
+    queue: Queue, storage: Faulty
+) -> None:
+    @queue.task("work", max_attempts=1)
+    async def work(job: Job) -> None:
+        storage._rows[job.id].seize()  # as a rival's takeover does
+        storage.slow = {"settle"}
+
+    await work.dispatch()
+    start = anyio.current_time()
+    with anyio.fail_after(600):
+        await Worker(queue, burst=True, poll_interval=36_000).run()
+    assert anyio.current_time() - start < 10
+
+
+async def test_a_quiet_worker_stays_whatever_limit_it_reaches(queue: Queue) -> None:
+    @queue.task("work")
+    async def work() -> None:
+        await anyio.sleep(10)
+
+    receipt = await work.dispatch()
+    worker = Worker(queue, max_memory=2 << 20)
+    async with worker:
+        await anyio.sleep(1)
+        worker.quiet()
+        await receipt.wait()
+        await anyio.sleep(600)
+        assert worker.health.reason == "it is quiet: it reserves nothing more"
+
+
 # --- queues -----------------------------------------------------------------------------------------
 
 
@@ -313,6 +343,24 @@ async def test_a_handler_that_is_told_of_its_timeout_and_comes_to_a_result_has_s
     receipt = await stubborn.dispatch()
     await Worker(queue, burst=True).run()
     assert (await queue.receipt(receipt.job_id)).result == "late"
+
+
+async def test_a_commit_is_not_cut_off_by_the_time_that_an_attempt_may_take(queue: Queue, storage: Faulty) -> None:
+    @queue.task("write", max_attempts=1, job_timeout=5)
+    async def write(job: Job) -> str:
+        storage.slow = {"commit"}
+        await anyio.sleep(4.5)
+        async with job.transaction():
+            job.set_result("written")
+        await anyio.sleep(100)  # what comes afterwards is
+        return "of no interest"
+
+    receipt = await write.dispatch()
+    start = anyio.current_time()
+    summary = await Worker(queue, burst=True).run()
+    assert (summary.succeeded, summary.failed) == (1, 0)
+    assert (await queue.receipt(receipt.job_id)).result == "written"
+    assert anyio.current_time() - start < 10
 
 
 async def test_a_timeout_is_no_lost_lease_and_no_shutdown(queue: Queue) -> None:
