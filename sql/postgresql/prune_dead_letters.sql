@@ -12,8 +12,8 @@ WITH RECURSIVE queue (name) AS (
            )
       FROM queue
      WHERE queue.name IS NOT NULL
-), over AS MATERIALIZED (
-    SELECT o.job_id
+), overdue AS MATERIALIZED (
+    SELECT queue.name, kept.seconds
       FROM queue
       LEFT JOIN LATERAL (
                SELECT q.keep_failed
@@ -21,12 +21,24 @@ WITH RECURSIVE queue (name) AS (
                 WHERE q.queue_name = queue.name
                 LIMIT 1
            ) AS own ON true
+     CROSS JOIN LATERAL (VALUES (coalesce(own.keep_failed, %(failed)s::double precision))) AS kept (seconds)
+     CROSS JOIN LATERAL (
+               SELECT d.buried_at
+                 FROM creche_dead_letters AS d
+                WHERE d.queue_name = queue.name
+                  AND d.buried_at <= coalesce(%(now)s::timestamptz, now()) - make_interval(secs => kept.seconds)
+                ORDER BY d.buried_at
+                LIMIT 1
+           ) AS oldest
+     ORDER BY oldest.buried_at + make_interval(secs => kept.seconds)
+), over AS MATERIALIZED (
+    SELECT o.job_id
+      FROM overdue
      CROSS JOIN LATERAL (
                SELECT d.job_id
                  FROM creche_dead_letters AS d
-                WHERE d.queue_name = queue.name
-                  AND d.buried_at <= coalesce(%(now)s::timestamptz, now())
-                      - make_interval(secs => coalesce(own.keep_failed, %(failed)s::double precision))
+                WHERE d.queue_name = overdue.name
+                  AND d.buried_at <= coalesce(%(now)s::timestamptz, now()) - make_interval(secs => overdue.seconds)
                 ORDER BY d.buried_at
                 LIMIT %(limit)s
                   FOR UPDATE SKIP LOCKED

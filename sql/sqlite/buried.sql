@@ -15,8 +15,11 @@ bound (queue_name, buried_before) AS (
     FROM buried
     WHERE buried.queue_name IS NOT NULL
 )
-SELECT queue_name, buried_before
-FROM bound
-WHERE buried_before >= (
-    SELECT min(letter.buried_at) FROM creche_dead_letters AS letter WHERE letter.queue_name = bound.queue_name
+SELECT queue_name, buried_before, buried_before - oldest AS overdue
+FROM (
+    SELECT queue_name, buried_before, (
+        SELECT min(letter.buried_at) FROM creche_dead_letters AS letter WHERE letter.queue_name = bound.queue_name
+    ) AS oldest
+    FROM bound
 )
+WHERE oldest <= buried_before

@@ -1,5 +1,5 @@
--- In which queues there are jobs past their retention, of which end, and up to when that is: each queue's own retention, or
--- else what whoever does the upkeep says. The recursion hops from queue to queue along the index, and the oldest job of
+-- In which queues there are jobs to prune, of which end, and up to when that is: each queue's own retention, or else what
+-- whoever does the upkeep says; and how overdue the oldest is. The recursion hops from queue to queue along the index, and the oldest job of
 -- each end is one seek more: what is kept is not walked over, however much it is and for however long. No join with the
 -- jobs: after ANALYZE, SQLite reads all of them for a Bloom filter first.
 WITH RECURSIVE finished (queue_name) AS (
@@ -31,10 +31,16 @@ bound (queue_name, status, finished_before) AS (
     CROSS JOIN kept
     WHERE finished.queue_name IS NOT NULL
 )
-SELECT queue_name, status, finished_before
-FROM bound
-WHERE finished_before >= (
-    SELECT min(job.completed_at)
-    FROM creche_jobs AS job
-    WHERE job.completed_at IS NOT NULL AND job.queue_name = bound.queue_name AND job.status = bound.status
+SELECT queue_name, status, finished_before, finished_before - oldest AS overdue
+FROM (
+    SELECT queue_name, status, finished_before, (
+        SELECT min(job.completed_at)
+        FROM creche_jobs AS job
+        WHERE job.completed_at <= bound.finished_before
+            AND job.queue_name = bound.queue_name
+            AND job.status = bound.status
+            AND (job.result_expires_at IS NULL OR job.result_expires_at <= :now)
+    ) AS oldest
+    FROM bound
 )
+WHERE oldest IS NOT NULL

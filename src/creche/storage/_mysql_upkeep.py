@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Final, TypedDict
 from uuid import UUID
 
@@ -61,12 +62,13 @@ class _Round:
         return done, woken | ended
 
     async def _stale(self, finished: list[Row]) -> list[dict[str, object]]:
-        """Return what `prune.sql` has to look for: not what is kept for being a fresh result."""
+        """Return what `prune.sql` has to look for, the most overdue first; no fresh results."""
         which = [{"queue": queue, "status": status.decode(), "kept": kept} for queue, status, kept, _ in finished]
         if not which:
             return []
         answers = await self._send(*(self.render("stale", now=self.now, **each) for each in which))
-        return [each for each, ((stale,),) in zip(which, answers, strict=True) if stale]
+        since = [(overdue, each) for each, ((overdue,),) in zip(which, answers, strict=True) if overdue is not None]
+        return [each for _, each in sorted(since, key=itemgetter(0), reverse=True)]
 
     async def _take_back(self) -> tuple[int, int, set[str]]:
         """Recover and bury; return how many of each, and whom to wake because some have ended."""

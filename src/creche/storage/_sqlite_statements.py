@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -99,12 +100,14 @@ class Statements:
         return promoted
 
     def prune(self, limit: int, retention: Retention, now: int) -> int:
-        """Delete finished jobs and dead letters past their retention; return how many jobs."""
+        """Delete finished jobs and dead letters past their retention; return how many jobs. The queue that is most
+        overdue comes first, or one in which much ends would use up the limit for ever.
+        """
         kept = {**rows.retention_columns(retention), "now": now}
         pruned = buried = 0
-        for row in self.run("finished", **kept):
+        for row in _by_age(self.run("finished", **kept)):
             pruned += self.count("prune", **dict(row), limit=limit - pruned, now=now)
-        for row in self.run("buried", **kept):
+        for row in _by_age(self.run("buried", **kept)):
             buried += self.count("prune_dead_letters", **dict(row), limit=limit - buried)
         return pruned
 
@@ -149,3 +152,7 @@ class Statements:
     def statuses(self, job_ids: Collection[UUID]) -> dict[UUID, Status]:
         """Return the status of each that exists."""
         return {UUID(row["id"]): Status(row["status"]) for row in self.run("statuses", ids=rows.array(job_ids))}
+
+
+def _by_age(found: Rows) -> Rows:
+    return sorted(found, key=itemgetter("overdue"), reverse=True)

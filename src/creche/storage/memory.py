@@ -11,7 +11,6 @@ import heapq
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from types import TracebackType
 from typing import Final, Self
 from uuid import UUID
@@ -368,19 +367,23 @@ class MemoryStorage:
         return len(expired) - buried, buried, woken
 
     def _prune(self, limit: int, retention: Retention, moment: datetime) -> int:
-        def over(record: JobRecord) -> bool:
-            if record.completed_at is None or (record.result_expires_at or moment) > moment:
-                return False
-            return record.completed_at + self._settings.kept(record.queue_name, record.status, retention) <= moment
+        def overdue(ended: datetime, queue_name: str, status: Status) -> timedelta:
+            return moment - ended - self._settings.kept(queue_name, status, retention)
 
-        def forgotten(letter: DeadLetter) -> bool:
-            return letter.buried_at + self._settings.kept(letter.queue_name, Status.FAILED, retention) <= moment
-
-        gone = list(islice((row.record.id for row in self._rows.values() if over(row.record)), limit))
+        jobs = [
+            (overdue(record.completed_at, record.queue_name, record.status), record.id)
+            for record in (row.record for row in self._rows.values())
+            if record.completed_at is not None and (record.result_expires_at or moment) <= moment
+        ]
+        letters = [
+            (overdue(letter.buried_at, letter.queue_name, Status.FAILED), letter.job_id)
+            for letter in self._dead.values()
+        ]
+        gone = _most_overdue(jobs, limit)
         for job_id in gone:
             del self._rows[job_id]
-        for letter in list(islice((letter for letter in self._dead.values() if forgotten(letter)), limit)):
-            del self._dead[letter.job_id]
+        for job_id in _most_overdue(letters, limit):
+            del self._dead[job_id]
         return len(gone)
 
     # --- people -------------------------------------------------------------------------------------
@@ -625,3 +628,8 @@ class _MemoryTransaction:
         """Write it. Nobody comes in between: the end was the last thing that was done."""
         for settlement, now in self._ends:
             self._storage.settle_now([settlement], now=now)
+
+
+def _most_overdue(ended: Iterable[tuple[timedelta, UUID]], limit: int) -> Sequence[UUID]:
+    over = sorted((each for each in ended if each[0] >= timedelta(0)), reverse=True)
+    return [job_id for _, job_id in over[:limit]]

@@ -192,6 +192,26 @@ class RetentionConformance(Suite):
         assert pruned == [4, 4, 1, 0]
         assert await everything(storage) == ((), ())
 
+    @pytest.mark.parametrize("event", [Event.SUCCEED, Event.FAIL])
+    @pytest.mark.parametrize("last", ["a", "z"])
+    async def test_where_the_limit_is_too_little_the_queue_goes_first_that_is_most_overdue(
+        self, storage: Storage, event: Event, last: str
+    ) -> None:
+        await storage.set_retention(last, Retention(completed=100, failed=100, cancelled=100))
+        mine, others = await finish(storage, last, 2, event), await finish(storage, "m", 2, event)
+        await maintain(storage, limit=2, retention=BRIEF, now=at(200))
+        assert (await storage.find([*mine, *others])).keys() == {*mine}
+        letters = {letter.job_id for letter in await storage.dead_letters(10)}
+        assert letters == ({*mine} if event is Event.FAIL else set())
+
+    @pytest.mark.parametrize("last", ["a", "z"])
+    async def test_a_fresh_result_gives_its_queue_no_precedence(self, storage: Storage, last: str) -> None:
+        await bring(storage, Status.COMPLETED, queue_name=last, result_ttl=9_999)
+        other = await bring(storage, Status.COMPLETED, queue_name="m", now=at(50))
+        mine = await bring(storage, Status.COMPLETED, queue_name=last, now=at(100))
+        assert (await maintain(storage, limit=1, retention=BRIEF, now=at(200))).pruned == 1
+        assert (await storage.find([mine.job_id, other.job_id])).keys() == {mine.job_id}
+
     async def test_many_queues_have_a_retention_of_their_own(self, storage: Storage) -> None:
         for number in range(60):
             await storage.set_retention(f"q{number:02}", Retention(completed=number + 1))
