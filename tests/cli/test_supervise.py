@@ -181,6 +181,21 @@ def test_a_stop_gives_jobs_their_grace_and_leaves_nobody_behind(
     assert [str(jobs.find(each).status) for each in ids] == ["completed", "completed", "pending", "pending"]
 
 
+@pytest.mark.parametrize("number", [TERM, INT])
+def test_who_signals_each_process_by_itself_as_systemd_does_takes_nobody_his_grace(
+    folder: Path, jobs: Jobs, number: signal.Signals
+) -> None:
+    ids = jobs.dispatch("second", count=2)
+    with started(folder, *TWO, "--grace", "10s") as supervisor:
+        children = up(supervisor)
+        for each in ids:
+            jobs.becomes(each, "processing")
+        for pid in (*children, supervisor.process.pid, *children):
+            os.kill(pid, number)
+        assert supervisor.ended() == 0
+    assert [str(jobs.find(each).status) for each in ids] == ["completed", "completed"]
+
+
 def test_a_second_signal_skips_the_grace(folder: Path, jobs: Jobs) -> None:
     (job,) = jobs.dispatch("slow")
     with started(folder, *TWO, "--grace", "10m") as supervisor:

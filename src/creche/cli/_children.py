@@ -24,7 +24,7 @@ from attrs import frozen
 from click.core import ParameterSource
 
 from creche import Health
-from creche.cli._slot import INTERVAL, LINE, MARGIN, Report
+from creche.cli._slot import HURRY, INTERVAL, LINE, MARGIN, Report
 
 _log = logging.getLogger("creche")
 
@@ -66,6 +66,7 @@ class Child:
         self.report = Report()
         self._command = command
         self._process: Process | None = None
+        self._line: socket.socket | None = None
         self._heard = 0.0
         self._asked = False
 
@@ -95,6 +96,7 @@ class Child:
         began = self._heard
         with theirs:
             line = await UNIXSocketStream.from_socket(ours)
+            self._line = ours
             environment = {**os.environ, LINE: f"{self.number}:{theirs.fileno()}"}
             self._process = await anyio.open_process(
                 self._command,
@@ -111,7 +113,7 @@ class Child:
         try:
             code = await self._end(line, up)
         finally:
-            self._process = None
+            self._process = self._line = None
         return End(code=code, report=self.report, lived=time.monotonic() - began)
 
     def signal(self, number: signal.Signals) -> None:
@@ -120,6 +122,13 @@ class Child:
         if self._process is not None and (self.report.up or number in {signal.SIGTERM, signal.SIGKILL}):
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
+
+    def hurry(self) -> None:
+        """Tell it to stop at once: there is no grace, or none any more."""
+        self.signal(signal.SIGTERM)
+        if self._line is not None:
+            with contextlib.suppress(OSError):  # it has ended, or has read nothing for very long
+                self._line.send(HURRY)
 
     def forgive(self) -> None:
         """Forget that it was asked to end: the next one may stay."""

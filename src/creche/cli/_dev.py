@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -102,7 +103,7 @@ class Reloading:
                 async def obey() -> None:
                     async for _ in received:
                         if self._stopping.is_set():
-                            self._child.signal(signal.SIGTERM)  # skips the grace
+                            self._child.hurry()
                         self._stopping.set()
 
                 tasks.start_soon(obey, name="signals")
@@ -141,11 +142,15 @@ class Reloading:
 
     async def _end(self, ended: anyio.Event) -> None:
         """Have it end: with its grace, without, by force."""
-        patience = {signal.SIGTERM: self._grace, signal.SIGINT: _FAREWELL, signal.SIGKILL: _FAREWELL}
-        for number, seconds in patience.items():
+        patience = (
+            (partial(self._child.signal, signal.SIGTERM), self._grace),
+            (self._child.hurry, _FAREWELL),
+            (partial(self._child.signal, signal.SIGKILL), _FAREWELL),
+        )
+        for tell, seconds in patience:
             if ended.is_set():
                 return
-            self._child.signal(number)
+            tell()
             with anyio.move_on_after(seconds):
                 await ended.wait()
 

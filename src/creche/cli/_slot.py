@@ -1,5 +1,8 @@
 """A child's end of the line to its supervisor: says how it goes, and ends the process when nobody listens any more.
 
+What the supervisor says on it is that there is no grace any more. So signals need not be counted: whoever stops a
+service may send one to each of its processes, and the supervisor sends its own besides.
+
 The line is a socket that the child inherits. It closes with the supervisor, however that ended: so no child outlives
 it, and no process is taken for another because of a number that was given twice.
 """
@@ -23,6 +26,7 @@ from creche import Health
 
 LINE: Final = "CRECHE_SLOT"  # the environment variable that tells a child what it is: number:descriptor
 INTERVAL: Final = 1.0  # seconds between reports
+HURRY: Final = b"!"  # what the supervisor says
 MARGIN: Final = 15.0  # seconds beyond the grace that a process may take: it writes its last ends, and closes
 
 
@@ -57,6 +61,7 @@ class Slot:
 
     def __init__(self, number: int, line: socket.socket) -> None:
         self.number = number
+        self.hurried = False  # no grace any more
         self._line = line
         self._report = Report()
         self._health: Callable[[], Health] | None = None
@@ -101,8 +106,11 @@ class Slot:
         while True:
             self._speak()
             try:
-                if not self._line.recv(1):
+                said = self._line.recv(1)
+                if not said:
                     break
+                self.hurried = True
+                os.kill(os.getpid(), signal.SIGTERM)  # the event loop hears no other thread
             except TimeoutError:
                 continue
             except OSError:

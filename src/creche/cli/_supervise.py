@@ -147,9 +147,13 @@ class Crew:
     def _stop(self) -> None:
         grace = 0.0 if self._stopping else max(child.report.grace for child in self._children)
         _log.info("stopping %s", "without a grace" if self._stopping else f"within {grace:g} s")
+        for child in self._children:
+            if self._stopping:
+                child.hurry()
+            else:
+                child.signal(signal.SIGTERM)
         self._stopping = True
         self._leaving.set()
-        self._tell(signal.SIGTERM)
         if self._tasks is not None:
             self._tasks.start_soon(self._kill_after, grace + MARGIN)
 

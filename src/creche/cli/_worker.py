@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -16,8 +17,11 @@ from typing import Any, Final
 import anyio
 import click
 
-from creche import Health, MissingExtra, StopReason, Worker
+from creche import Health, MissingExtra, StopReason, Summary, Worker
+from creche._nursery import background
+from creche._stacks import describe_tasks
 from creche.cli._children import the_same_again
+from creche.cli._display import say
 from creche.cli._durations import duration
 from creche.cli._health import HOST, served
 from creche.cli._init import behind_an_init
@@ -29,6 +33,7 @@ from creche.cli._targets import load, required_app
 
 _log = logging.getLogger("creche")
 
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _AFTERGLOW: Final = 1.0  # seconds between the worker's end and the process's, for threads that are on their way out
 _HANDLER_THREADS: Final = ("AnyIO worker thread", "asyncio_")  # trio's are daemons
 _SIZE: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgt]?)(?P<binary>i?)b?", re.ASCII | re.IGNORECASE)
@@ -199,7 +204,10 @@ def run(found: Worker, backend: str, slot: Slot | None, *, burst: bool = False) 
 
 
 async def _run(found: Worker, slot: Slot | None, burst: bool) -> int:
-    summary = await found.run(signals=True, task_status=_Started(slot, found))
+    if slot is None:
+        summary = await found.run(signals=True)
+    else:
+        summary = await _run_in_slot(found, slot)
     died = summary.dead > 0 and (burst or summary.reason is StopReason.DRAINED)
     code = ExitCode.TROUBLE if died else ExitCode.OK
     _log.info(
@@ -216,17 +224,38 @@ async def _run(found: Worker, slot: Slot | None, burst: bool) -> int:
     return code
 
 
-class _Started:
-    """Tells the supervisor, if there is one, when the worker has begun to work."""
+async def _run_in_slot(found: Worker, slot: Slot) -> Summary:
+    """Run a worker for a supervisor, who alone says when there is no grace any more."""
+    with anyio.open_signal_receiver(*_SIGNALS) as received:
 
-    def __init__(self, slot: Slot | None, found: Worker) -> None:
+        async def obey() -> None:
+            stopping = False
+            async for number in received:
+                match number:
+                    case signal.SIGUSR1:
+                        found.quiet()
+                    case signal.SIGUSR2:
+                        say(describe_tasks().rstrip())
+                    case _:
+                        for _ in range(int(not stopping) + slot.hurried):
+                            found.stop()
+                        stopping = True
+
+        async with background() as services:
+            services.start_soon(obey, name="signals")
+            return await found.run(signals=False, task_status=_Started(slot, found))
+
+
+class _Started:
+    """Tells the supervisor when the worker has begun to work."""
+
+    def __init__(self, slot: Slot, found: Worker) -> None:
         self._slot = slot
         self._found = found
 
     def started(self, value: None = None) -> None:  # noqa: ARG002 - as anyio calls it
         """It reserves from now on."""
-        if self._slot is not None:
-            self._slot.up(lambda: self._found.health, self._found.grace)
+        self._slot.up(lambda: self._found.health, self._found.grace)
 
 
 def _leave_threads_behind(code: int) -> None:
