@@ -104,11 +104,16 @@ class Statements:
         overdue comes first, or one in which much ends would use up the limit for ever.
         """
         kept = {**rows.retention_columns(retention), "now": now}
-        pruned = buried = 0
-        for row in _by_age(self.run("finished", **kept)):
-            pruned += self.count("prune", **dict(row), limit=limit - pruned, now=now)
-        for row in _by_age(self.run("buried", **kept)):
-            buried += self.count("prune_dead_letters", **dict(row), limit=limit - buried)
+        pruned = self._prune("prune", self.run("finished", **kept), limit, now)
+        self._prune("prune_dead_letters", self.run("buried", **kept), limit, now)
+        return pruned
+
+    def _prune(self, name: str, overdue: Rows, limit: int, now: int) -> int:
+        pruned = 0
+        for row in sorted(overdue, key=itemgetter("overdue"), reverse=True):
+            if pruned >= limit:
+                break
+            pruned += self.count(name, **dict(row), limit=limit - pruned, now=now)
         return pruned
 
     # --- people -------------------------------------------------------------------------------------
@@ -152,7 +157,3 @@ class Statements:
     def statuses(self, job_ids: Collection[UUID]) -> dict[UUID, Status]:
         """Return the status of each that exists."""
         return {UUID(row["id"]): Status(row["status"]) for row in self.run("statuses", ids=rows.array(job_ids))}
-
-
-def _by_age(found: Rows) -> Rows:
-    return sorted(found, key=itemgetter("overdue"), reverse=True)
