@@ -283,7 +283,7 @@ def test_a_missing_event_loop_says_what_to_install(run: Run, monkeypatch: pytest
 
 
 def test_the_dsn_is_the_options_or_the_environments_or_a_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    one_line(run("jobs", "list"), 1, "sqlite:///creche.db")
+    one_line(run("jobs", "list"), 1, "/creche.db: ")
     monkeypatch.setenv("DATABASE_URL", "sqlite:///second.db")
     one_line(run("jobs", "list"), 1, "second.db")
     monkeypatch.setenv("CRECHE_DSN", "sqlite:///first.db")
@@ -367,7 +367,7 @@ def test_words_that_are_missing_are_named(run: Run) -> None:
 
 
 def test_every_option_reaches_the_job(run: Run) -> None:
-    options = ["--queue", "ocr", "--priority", "7", "--delay", "60", "--max-attempts", "9", "--idempotency-key", "k"]
+    options = ["--queue", "ocr", "--priority", "7", "--delay", "1m", "--max-attempts", "9", "--idempotency-key", "k"]
     done = run("dispatch", "cliapp:queue", "document.ocr", "pages=3", *options, "--unique", "--result-ttl", "5")
     job = look_up(done.out.strip())
     assert (job.queue_name, job.priority, job.max_attempts, job.idempotency_key) == ("ocr", 7, 9, "k")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import closing
 from pathlib import Path
+from signal import SIGINT
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -16,7 +17,7 @@ import pytest
 from rich.cells import cell_len
 from rich.color import Color
 
-from cli.kit import Done, Run, in_terminal
+from cli.kit import Done, Run, Terminal, in_terminal
 from creche import Status
 from creche._ids import new_job_id, new_nonce
 from creche._job import Event, Failure, NewJob, Presence, Settlement, WorkerState
@@ -188,6 +189,27 @@ def test_what_is_over_is_deleted_and_nothing_else(run: Run) -> None:
     assert run("dead", "list").out == ""
 
 
+def test_dead_commands_leave_jobs_alone_that_are_not_dead_though_they_are_named(run: Run) -> None:
+    (over,), (waiting,), (dead,) = completed(1), jobs(1), failed(1, queue="ocr")
+    for verb in ("purge", "retry"):
+        done = run("dead", verb, over, waiting, "--json")
+        assert (done.code, done.data) == (3, {str(over): None, str(waiting): None})
+        assert done.err.count("there is no dead letter of job") == 2
+    shown = run("dead", "show", over)
+    assert (shown.code, f"creche jobs show {over}" in shown.err) == (3, True), shown
+    assert statuses([over, waiting]) == [Status.COMPLETED, Status.PENDING]
+    assert run("dead", "purge", dead).code == 0
+    assert statuses([dead]) == [None]
+
+
+def test_where_there_is_no_such_file_it_is_said_and_not_that_it_lacks_a_schema(run: Run, tmp_path: Path) -> None:
+    done = run("jobs", "list", "--dsn", "sqlite:///elsewhere.db")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"Error: there is no file {tmp_path / 'elsewhere.db'}: ")
+    assert all(way in done.err for way in ("--dsn", "creche migrate"))
+    assert not (tmp_path / "elsewhere.db").exists()
+
+
 # --- in a terminal ----------------------------------------------------------------------------------
 
 
@@ -199,11 +221,33 @@ def test_a_terminal_is_asked_before_many_are_changed() -> None:
             terminal.read(0.1)
         terminal.press("n\n")
         assert terminal.ended() == 130
+        assert terminal.shown.endswith("nothing was changed\r\n")
     assert statuses(ids) == [Status.PENDING] * 6
     with in_terminal("jobs", "cancel", "--queue", "mail") as terminal:
         terminal.press("y\n")
         assert terminal.ended() == 0, terminal.shown
     assert statuses(ids) == [Status.CANCELLED] * 6
+
+
+def interrupt(terminal: Terminal) -> None:
+    terminal.process.send_signal(SIGINT)
+
+
+def end_input(terminal: Terminal) -> None:
+    terminal.press("\x04")
+
+
+@pytest.mark.parametrize("leave", [interrupt, end_input])
+def test_a_question_that_is_left_ends_its_line_and_changes_nothing(leave: Callable[[Terminal], None]) -> None:
+    ids = jobs(6)
+    with in_terminal("jobs", "cancel", "--queue", "mail") as terminal:
+        while "[y/N]" not in terminal.shown:
+            assert terminal.process.poll() is None, terminal.shown
+            terminal.read(0.1)
+        leave(terminal)
+        assert terminal.ended() == 130
+        assert terminal.shown.endswith("\r\nnothing was changed\r\n")
+    assert statuses(ids) == [Status.PENDING] * 6
 
 
 def test_a_handful_is_not_asked_about() -> None:

@@ -46,6 +46,8 @@ class Action:
         unless_named: the states that are meant where a filter names none.
         done: the states in which a job is afterwards if it was done.
         change: what does it.
+        takes_by_id: which of some jobs it may be done to, if they are named by their ids; None: any.
+        unknown: what is said of a job that is not there.
     """
 
     verb: str
@@ -54,6 +56,8 @@ class Action:
     unless_named: frozenset[Status]
     done: frozenset[Status]
     change: Callable[[Storage], Change]
+    takes_by_id: Callable[[Storage, Collection[UUID]], Awaitable[Collection[UUID]]] | None = None
+    unknown: Callable[[UUID], str] = lambda job_id: str(JobNotFound(job_id))
 
 
 @frozen(kw_only=True)
@@ -185,7 +189,10 @@ async def _by_id(action: Action, which: Chosen, dsn: str) -> Mapping[UUID, Statu
     statuses: dict[UUID, Status] = {}
     async with opened(dsn) as storage:
         for start in range(0, len(which.ids), PAGE):
-            statuses.update(await action.change(storage)(which.ids[start : start + PAGE]))
+            page: Collection[UUID] = which.ids[start : start + PAGE]
+            if action.takes_by_id is not None:
+                page = await action.takes_by_id(storage, page)
+            statuses.update(await action.change(storage)(page))
     return statuses
 
 
@@ -204,7 +211,7 @@ def _report(action: Action, ids: Sequence[UUID], statuses: Mapping[UUID, Status]
     for job_id in ids:
         status = statuses.get(job_id)
         if status is None:
-            say(str(JobNotFound(job_id)))
+            say(action.unknown(job_id))
         elif status not in action.done:
             say(f"job {job_id} is {status}: left as it is")
         elif not json:
@@ -227,8 +234,18 @@ def _ask(action: Action, which: Chosen, walk: Walk, noun: str, dsn: str) -> None
     if number <= HANDFUL:
         return
     words = f"more than {_COUNTED:,}" if number > _COUNTED else f"{number:,}"
-    if not click.confirm(f"{action.verb} {words} {noun}s?", err=True):
+    if not _confirmed(f"{action.verb} {words} {noun}s?"):
+        say("nothing was changed")
         raise click.exceptions.Exit(ExitCode.INTERRUPTED)
+
+
+def _confirmed(question: str) -> bool:
+    """Ask, and return whether the answer is yes; Ctrl-C and Ctrl-D are a no."""
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        say("")  # what was typed did not end the question's line
+        return False
 
 
 async def _count(which: Chosen, walk: Walk, dsn: str) -> int:

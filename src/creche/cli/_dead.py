@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -12,7 +12,7 @@ import anyio
 import click
 from attrs import evolve
 
-from creche import JobNotFound, Status
+from creche import Status
 from creche._bulk import PAGE
 from creche._job import DeadLetter, JobFilter
 from creche.abc import Storage
@@ -30,12 +30,12 @@ from creche.cli._chosen import (
     stacked,
 )
 from creche.cli._display import age, brief, console_of_data, failure, print_dead_letter, print_json, raw, say, shortened
+from creche.cli._problems import JobProblem
 from creche.cli._storages import dsn_option, opened
 from creche.cli._tables import new_table
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_PURGE: Final = evolve(DELETE, verb="purge", participle="purged")
 _OLDER: Final = "that died longer ago"
 
 _json = click.option("--json", is_flag=True, help="Print JSON.")
@@ -44,6 +44,10 @@ _json = click.option("--json", is_flag=True, help="Print JSON.")
 @click.group()
 def dead() -> None:
     """Look at dead letters, retry and purge them."""
+
+
+def _unknown(job_id: UUID) -> str:
+    return f"there is no dead letter of job {job_id}: look at the job itself by `creche jobs show {job_id}`"
 
 
 # --- looking ----------------------------------------------------------------------------------------
@@ -104,7 +108,7 @@ async def _find(dsn: str, job_id: UUID) -> DeadLetter:
     async with opened(dsn) as storage:
         letter = await _letter(storage, job_id)
     if letter is None:
-        raise JobNotFound(job_id)
+        raise JobProblem(_unknown(job_id))
     return letter
 
 
@@ -117,6 +121,14 @@ async def _letter(storage: Storage, job_id: UUID) -> DeadLetter | None:
 # --- doing something --------------------------------------------------------------------------------
 
 
+async def _with_letters(storage: Storage, ids: Collection[UUID]) -> Collection[UUID]:
+    return [job_id for job_id in ids if await _letter(storage, job_id) is not None]
+
+
+_RETRY: Final = evolve(RETRY, takes_by_id=_with_letters, unknown=_unknown)
+_PURGE: Final = evolve(DELETE, verb="purge", participle="purged", takes_by_id=_with_letters, unknown=_unknown)
+
+
 def _acting(action: Action) -> Callable[[F], F]:
     options = (
         click.argument("job_ids", metavar="[ID...]", type=click.UUID, nargs=-1),
@@ -127,15 +139,15 @@ def _acting(action: Action) -> Callable[[F], F]:
 
 
 @dead.command("retry")
-@_acting(RETRY)
+@_acting(_RETRY)
 @click.pass_context
 def retry_dead(context: click.Context, /, **options: Any) -> None:
     """Make dead jobs ready again, with all their attempts.
 
     Their dead letters go, their errors stay. Name them by IDs, or by filters. Exit code 3 if one of the IDs is not
-    there, or had to be left as it is.
+    dead, or had to be left as it is.
     """
-    _act(context, RETRY, **options)
+    _act(context, _RETRY, **options)
 
 
 @dead.command("purge")
@@ -144,7 +156,8 @@ def retry_dead(context: click.Context, /, **options: Any) -> None:
 def purge_dead(context: click.Context, /, **options: Any) -> None:
     """Delete dead letters, and the failed jobs that they are of.
 
-    Name them by IDs, or by filters. Exit code 3 if one of the IDs is not there, or its job is not over.
+    Name them by IDs, or by filters. Exit code 3 if one of the IDs is not
+    dead.
     """
     _act(context, _PURGE, **options)
 

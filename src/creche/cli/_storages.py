@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from creche._job import Severity
 from creche._queue import DEFAULT_DSN
 from creche.abc import Storage
 from creche.cli._problems import Misuse, Trouble
@@ -54,6 +55,9 @@ async def opened(dsn: str) -> AsyncGenerator[Storage]:
     storage = shared_storage(dsn)
     pending = [name for name, _ in await storage.pending_migrations()]
     if pending:
+        reach, *_ = await storage.check()
+        if reach.severity is Severity.PROBLEM:  # of SQLite: there is no such file
+            raise Trouble(f"{reach.message}: name the right one with --dsn or CRECHE_DSN, or `creche migrate` makes it")
         lacks = f"{dsn} lacks {', '.join(pending)}"
         raise Trouble(f"{lacks}: run `creche migrate`, or name another database with --dsn")
     async with storage:
