@@ -52,6 +52,14 @@ def test_a_record_is_one_line_of_json_with_its_extras() -> None:
     }
 
 
+def test_nothing_in_a_line_of_json_turns_a_terminal_or_ends_the_line_for_somebody() -> None:
+    logger, written = logged(JSONFormatter())
+    message = "right\u202eleft\u2028next\x9b31m\x7f"
+    logger.info(message)
+    assert written().isascii()
+    assert json.loads(written())["message"] == message
+
+
 def test_an_exception_is_one_member_with_its_traceback() -> None:
     logger, written = logged(JSONFormatter())
     try:

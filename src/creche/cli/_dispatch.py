@@ -17,8 +17,9 @@ import msgspec
 from creche import JobNotFound, Queue, Receipt, Status, UnknownType, WaitTimeout
 from creche._job import JobRecord
 from creche.cli._display import failure, print_json, print_stored, raw, say
+from creche.cli._durations import duration
 from creche.cli._problems import Misuse, Trouble
-from creche.cli._targets import chosen_app, load_queue
+from creche.cli._targets import chosen_app, load_queue, required_app
 from creche.errors import JobCancelled, JobFailed
 
 _TARGET: Final = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
@@ -31,15 +32,15 @@ _TARGET: Final = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 @click.argument("words", nargs=-1, metavar="[TARGET] TYPE [JSON | - | NAME=VALUE...]")
 @click.option("--queue", metavar="NAME", help="Where the job goes; needed if its handler is not in this application.")
 @click.option("--priority", type=int, metavar="N", help="-100 to 100, larger is sooner.")
-@click.option("--delay", type=float, metavar="SECONDS", help="Due this much later.")
+@click.option("--delay", type=duration, metavar="TIME", help="Due this much later: 90s, 15m, 2h, 7d.")
 @click.option("--max-attempts", type=int, metavar="N", help="How often it is tried before it is given up.")
 @click.option("--idempotency-key", metavar="KEY", help="The queue has one job for each key.")
-@click.option("--result-ttl", type=float, metavar="SECONDS", help="The result answers equal dispatches for so long.")
+@click.option("--result-ttl", type=duration, metavar="TIME", help="The result answers equal dispatches for so long.")
 @click.option("--unique", is_flag=True, help="Join an equal job that is on its way.")
 @click.option("--refresh", is_flag=True, help="Run anew, though an equal job's result is cached.")
 @click.option("--callback", multiple=True, metavar="TYPE", help="Runs with the result when it is over; repeatable.")
 @click.option("--wait", is_flag=True, help="Wait until the job is over, and print its result as JSON.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: for at most so long.")
+@click.option("--timeout", type=duration, metavar="TIME", help="With --wait: for at most so long.")
 @click.option("--json", is_flag=True, help="Print the receipt as JSON.")
 def dispatch(
     words: Sequence[str],
@@ -76,9 +77,9 @@ def _split(words: Sequence[str]) -> tuple[str, str, Sequence[str]]:
     app = chosen_app()
     target = rest.pop(0) if rest and (not app or _TARGET.fullmatch(rest[0])) else app
     if not target:
-        raise click.UsageError("Missing argument 'TARGET'.")
+        target = required_app(None)
     if not rest:
-        raise click.UsageError("Missing argument 'TYPE'.")
+        raise click.UsageError("Missing argument 'TYPE': the job type, such as report.generate.")
     return target, rest[0], rest[1:]
 
 

@@ -6,7 +6,6 @@ What users stored is shown as text: no markup, no escape sequence of theirs reac
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -72,7 +71,7 @@ def print_line(value: object) -> None:
 
 def print_stored(data: bytes | None) -> None:
     """Print JSON text on stdout, None as null: the same values, with escapes for what a terminal would obey."""
-    click.echo(_escaped(_CONTROL_IN_JSON, (data or b"null").decode()))
+    click.echo(plain_json((data or b"null").decode()))
 
 
 def raw(data: bytes | None) -> msgspec.Raw | None:
@@ -282,6 +281,11 @@ def _status(status: Status) -> Text:
 def plain_text(text: str) -> str:
     """Return a text of the users' without what a terminal would obey."""
     return _escaped(_CONTROL, text)
+
+
+def plain_json(text: str) -> str:
+    """Return JSON text of the same values, with escapes for what a terminal would obey."""
+    return _escaped(_CONTROL_IN_JSON, text)
 
 
 def _escaped(what: re.Pattern[str], text: str) -> str:

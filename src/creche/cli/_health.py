@@ -160,7 +160,8 @@ def _ask(host: str, port: int, path: str) -> tuple[int, str]:
         answer = connection.getresponse()
         body = answer.read(65_536)
     except (OSError, http.client.HTTPException) as error:
-        raise Trouble(f"no answer from {host} port {port}: {str(error) or type(error).__name__}") from error
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise Trouble(f"no answer from {host} port {port}: {why}; is a worker up, with that --health-port?") from error
     finally:
         connection.close()
     return answer.status, plain_text(" ".join(_reason(body).split()))

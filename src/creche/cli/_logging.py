@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, cast
 import click
 import msgspec
 
-from creche.cli._display import plain_text
+from creche.cli._display import plain_json, plain_text
 from creche.storage import mask
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -100,7 +100,7 @@ class JSONFormatter(logging.Formatter):
             line["stack"] = self.formatStack(record.stack_info)
         extras = {name: value for name, value in vars(record).items() if name not in _USUAL}
         line |= {f"extra_{name}" if name in _OURS else name: value for name, value in extras.items()}
-        return b",".join(_members(line)).join((b"{", b"}")).decode()
+        return plain_json(b",".join(_members(line)).join((b"{", b"}")).decode())
 
 
 def _readable(record: logging.LogRecord) -> logging.LogRecord:

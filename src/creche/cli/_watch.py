@@ -15,6 +15,7 @@ from creche import JobCancelled, JobFailed, JobNotFound, Status
 from creche._job import JobRecord
 from creche._patience import Patience
 from creche.cli._display import console_of_words, details, plain_text, print_line, print_stored, say
+from creche.cli._durations import duration
 from creche.cli._problems import JobProblem, Unfinished
 from creche.cli._storages import dsn_option, opened
 from creche.errors import StorageUnavailable
@@ -27,7 +28,7 @@ _TICK: Final = 0.5  # seconds between looks
 
 @click.command("watch")
 @click.argument("job_id", metavar="ID", type=click.UUID)
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up watching after so long.")
+@click.option("--timeout", type=duration, metavar="TIME", help="Give up watching after so long.")
 @dsn_option
 @click.option("--json", is_flag=True, help="Print a line of JSON at each change.")
 def watch_job(job_id: UUID, timeout: float | None, dsn: str, json: bool) -> None:
