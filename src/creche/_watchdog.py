@@ -154,16 +154,19 @@ class Watchdog:
 
     async def _renew(self, storage: Storage, held: Sequence[Held]) -> float:
         """Renew what is held; return when, or never."""
+        # A handler's own transaction, whose commit the blocked loop can't send, locks its job: nobody else can take it,
+        # and to renew it with the others would make them all wait for that lock.
+        locked = {each.lease for each in held if each.settling}
         sent = time.monotonic()  # before the statement: the database counts from later
         try:
             with answered_within(self._lease / 3, "a renewal"):
-                extension = await storage.extend([each.lease for each in held], self._lease)
+                extension = await storage.extend({each.lease for each in held} - locked, self._lease)
         except StorageError as error:
             self._trouble(error)
             return -math.inf
         self._troubled = False
         for each in held:
-            if each.lease in extension.held:  # what is lost, the loop finds out for itself
+            if each.lease in extension.held | locked:  # what is lost, the loop finds out for itself
                 each.secure(sent + self._offset + self._lease - self._margin)
         return sent
 

@@ -6,7 +6,9 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +18,8 @@ import anyio.to_thread
 import pytest
 
 from creche import Job, Queue, Status, Worker, events
-from creche.abc import Storage
+from creche._job import Extension, Lease, Progress
+from creche.abc import Storage, Transaction
 from creche.storage import open_storage
 from creche.storage.memory import MemoryStorage
 from engine_kit import until
@@ -277,6 +280,64 @@ async def test_a_twin_that_does_not_open_is_tried_again_and_told_of_once(caplog:
             await receipt.wait(timeout=20)
     assert watchdogs() == 0
     assert len([record for record in caplog.records if "watchdog: " in record.getMessage()]) == 1
+
+
+class Noting(MemoryStorage):
+    """A twin that renews whatever it is asked for, and notes it."""
+
+    def __init__(self, renewed: set[Lease]) -> None:
+        super().__init__()
+        self._renewed = renewed
+
+    async def extend(
+        self,
+        leases: Collection[Lease],
+        seconds: float,
+        *,
+        progress: Mapping[Lease, Progress] | None = None,
+        now: datetime | None = None,
+    ) -> Extension:
+        self._renewed.update(leases)
+        return Extension(held=frozenset(leases), lost=frozenset(), cancel_requested=frozenset())
+
+
+class SlowToCommit(MemoryStorage):
+    """A storage whose transactions are about to be committed for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.committing = anyio.Event()
+        self.renewed: set[Lease] = set()
+
+    def twin(self) -> Storage:
+        return Noting(self.renewed)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Transaction]:
+        async with super().transaction() as transaction:
+            yield transaction
+            self.committing.set()
+            await anyio.sleep(LEASE)
+
+
+async def test_a_job_that_its_own_transaction_has_locked_keeps_nobody_from_being_renewed() -> None:
+    queue = Queue(storage := SlowToCommit())
+
+    @queue.task("write")
+    async def write(job: Job) -> None:
+        async with job.transaction():
+            job.set_result(None)
+
+    @queue.task("block")
+    async def block() -> None:
+        await storage.committing.wait()
+        time.sleep(2 * LEASE)  # noqa: ASYNC251 - that is the offence
+
+    async with queue, Worker(queue, lease=2 * LEASE):
+        written, blocked = await write.dispatch(), await block.dispatch()
+        await blocked.wait(timeout=20)
+        await written.wait(timeout=20)
+    assert {lease.job_id for lease in storage.renewed} == {blocked.job_id}
 
 
 async def test_no_thread_is_left_when_the_worker_has_ended(queue: Queue) -> None:
