@@ -157,7 +157,8 @@ class Listening:
                 await anyio.sleep(_HEARING_AGAIN)
 
     def _ring(self, woken: frozenset[str]) -> None:
-        if self._name in woken:
+        by_name = self._name in woken
+        if by_name:
             self._called()
-        if woken != {self._name}:
+        if not by_name or len(woken) > 1:
             self._doorbell.ring()
