@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import anyio
+import psycopg
 import pytest
 from rich.cells import cell_len
 
@@ -163,6 +164,16 @@ def test_an_outage_is_shown_and_outlived() -> None:
             terminal.press("q")
             assert terminal.ended() == 0
         assert ":" + dsn.split(":")[2].split("@")[0] not in terminal.shown, "no password on the screen"
+
+
+def test_a_look_that_waits_is_told_of_before_it_is_given_up(postgresql_dsn: str) -> None:
+    anyio.run(open_storage(postgresql_dsn).migrate)
+    with in_terminal("top", "--interval", "0.2", environment={"CRECHE_DSN": postgresql_dsn}) as terminal:
+        terminal.until(lambda frame: "UTC" in frame[0])
+        with psycopg.connect(postgresql_dsn) as locking:
+            locking.execute("LOCK TABLE creche_jobs")
+            terminal.until(lambda frame: ": still waiting for it" in "\n".join(frame))
+        terminal.until(lambda frame: "UTC" in frame[0] and "no answer" not in "\n".join(frame))
 
 
 async def _seed(dsn: str) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _ANSWER: Final = 5.0  # seconds
+_SLOW: Final = 2.0  # seconds after which a look that goes on is told of
 _SHARE: Final = 4  # a look that takes long is made less often: top has a fifth of one connection's time at most
 _FAILED: Final = 20  # rows, of the newest PAGE: no index says what failed last
 _ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -162,6 +163,7 @@ class _Top:
         self._window = window
         self._look: Look | None = None
         self._outage: Outage | None = None
+        self._asked: datetime | None = None  # since when a look goes on
         self._code = 0
 
     async def run(self) -> int:
@@ -183,15 +185,17 @@ class _Top:
     async def _look_again_and_again(self) -> None:
         while True:
             try:
+                self._asked = datetime.now(UTC)
                 async with _looking(self._dsn) as look:
                     while True:
-                        began = time.monotonic()
-                        self._look, self._outage = await look(), None
+                        began, self._asked = time.monotonic(), datetime.now(UTC)
+                        self._look = await look()
+                        self._outage = self._asked = None
                         self._draw()
                         await anyio.sleep(_pause(self._interval, began))
             except StorageError as error:
-                since = self._outage.since if self._outage is not None else datetime.now(UTC)
-                self._outage = Outage(since=since, why=mask(str(error)))
+                since = self._outage.since if self._outage is not None else self._asked or datetime.now(UTC)
+                self._outage, self._asked = Outage(since=since, why=mask(str(error))), None
                 self._draw()
             await anyio.sleep(max(1.0, self._interval))
 
@@ -211,10 +215,18 @@ class _Top:
                 scope.cancel()
                 return
 
+    def _slow(self) -> Outage | None:
+        """Return since when there is no answer, if it is long enough for people to know: what they see is not new."""
+        if self._asked is None or (datetime.now(UTC) - self._asked).total_seconds() < _SLOW:
+            return None
+        return Outage(since=self._asked, why="still waiting for it")
+
     def _draw(self) -> None:
         width, height = self._window.size
         where, keys = mask(self._dsn), sys.stdin.isatty()
-        self._window.draw(screen(self._look, self._outage, where=where, width=width, height=height, keys=keys))
+        self._window.draw(
+            screen(self._look, self._outage or self._slow(), where=where, width=width, height=height, keys=keys)
+        )
 
 
 # --- the terminal -----------------------------------------------------------------------------------
