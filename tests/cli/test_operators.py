@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -13,6 +15,7 @@ from uuid import UUID
 
 import anyio
 import click
+import psycopg
 import pytest
 from rich.cells import cell_len
 from rich.color import Color
@@ -208,6 +211,23 @@ def test_where_there_is_no_such_file_it_is_said_and_not_that_it_lacks_a_schema(r
     assert done.err.startswith(f"Error: there is no file {tmp_path / 'elsewhere.db'}: ")
     assert all(way in done.err for way in ("--dsn", "creche migrate"))
     assert not (tmp_path / "elsewhere.db").exists()
+
+
+def test_who_may_not_do_it_is_told_whom_to_ask(run: Run, postgresql_dsn: str) -> None:
+    assert run("migrate", "--dsn", postgresql_dsn).code == 0
+    role = f"reader_{secrets.token_hex(4)}"
+    with psycopg.connect(postgresql_dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN".encode())
+        (schema,) = connection.execute("SELECT current_schema()").fetchone() or ("",)
+        connection.execute(f"GRANT USAGE ON SCHEMA {schema} TO {role}".encode())
+        try:
+            done = run("jobs", "list", "--dsn", re.sub("//[^@]*@", f"//{role}@", postgresql_dsn))
+        finally:
+            connection.execute(f"DROP OWNED BY {role}".encode())
+            connection.execute(f"DROP ROLE {role}".encode())
+    assert (done.code, done.out) == (1, "")
+    assert "permission denied" in done.err
+    assert done.err.endswith(": ask `creche doctor` what is wrong\n")
 
 
 # --- in a terminal ----------------------------------------------------------------------------------

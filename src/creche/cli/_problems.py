@@ -78,6 +78,8 @@ def as_problem(error: BaseException) -> Problem | None:
     first = leaves[0]
     if isinstance(first, Problem):
         return first
+    if isinstance(first, errors.StatementRejected):
+        return Trouble(f"{first}: ask `creche doctor` what is wrong")
     return next(problem(str(first)) for kind, problem in _KINDS if isinstance(first, kind))
 
 
