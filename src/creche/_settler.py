@@ -7,14 +7,14 @@ idle worker settles at once and a busy one in large batches.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import anyio
 from anyio import CancelScope
 from attrs import evolve, frozen
 
-from creche._job import Event, Failure, Settlement
+from creche._job import Event, Failure, Lease, Settlement
 from creche._leases import Held, Holdings
 from creche._logs import about
 from creche._patience import Patience, answered_within
@@ -89,15 +89,18 @@ class Settler:
             await self._write(batch)
 
     async def _write(self, batch: Sequence[Ended]) -> None:
-        """Write one batch, trying again while the leases hold."""
+        """Write one batch, trying again while the leases hold, and once after: it may have been written, and its answer
+        lost while this process was frozen; sent again, it is then accepted with no effect.
+        """
         patience = Patience("settler", shortest=0.05, longest=1.0)
         while batch:
+            expired = {ended.held.lease for ended in batch if ended.held.expired}
             try:
                 with answered_within(self._timeout, "a settle"):
                     settled = await self._storage.settle([ended.settlement for ended in batch])
             except StorageUnavailable as error:
                 await patience.after(error)
-                batch = self._still_held(batch)
+                batch = self._without(batch, expired)
             except StatementRejected as error:
                 await self._write_apart(batch, error)
                 return
@@ -126,11 +129,11 @@ class Settler:
         else:
             self._finish(ended, accepted=False)
 
-    def _still_held(self, batch: Sequence[Ended]) -> Sequence[Ended]:
-        """Let go of what we have no right to any more: another worker will run it."""
+    def _without(self, batch: Sequence[Ended], expired: Collection[Lease]) -> Sequence[Ended]:
+        """Let go of what we had no right to any more when it was last sent: another worker will run it."""
         kept: list[Ended] = []
         for ended in batch:
-            if ended.held.expired:
+            if ended.held.lease in expired:
                 self._finish(ended, accepted=False)
             else:
                 kept.append(ended)

@@ -102,7 +102,14 @@ class Watchdog:
     # --- in the thread ------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        while not self._stopped.wait(self._tick):
+        while not self._stopped.is_set():
+            before = time.monotonic()
+            self._stopped.wait(self._tick)
+            still = time.monotonic() - before - self._tick
+            if still > BLOCKED:  # this thread, too: the loop is no more to blame than we are, and turns in a moment
+                text = "this process stood still for %.1f s: frozen, or in native code that kept the interpreter"
+                _aside(partial(_log.warning, text, still))
+                continue
             self._look()
             if not (self._endangered and self._holdings.snapshot()):
                 continue

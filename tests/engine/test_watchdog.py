@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import sqlite3
 import threading
@@ -358,3 +359,19 @@ async def test_a_storage_that_no_thread_can_reach_is_not_watched() -> None:
     async with queue, Worker(queue):
         await anyio.sleep(0.1)
         assert watchdogs() == 0
+
+
+async def test_a_process_that_stands_still_as_a_whole_is_not_blamed_on_its_loop(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    @queue.task("still")
+    async def still() -> None:
+        ctypes.PyDLL(None).usleep(1_600_000)  # without letting go of the interpreter
+
+    receipt = await still.dispatch()
+    with caplog.at_level(logging.WARNING, logger="creche"):
+        async with Worker(queue, lease=10):
+            await receipt.wait(timeout=20)
+            await until(lambda: bool(caplog.records))
+    assert "stood still" in caplog.records[0].getMessage()
+    assert not any("blocked" in record.getMessage() for record in caplog.records)

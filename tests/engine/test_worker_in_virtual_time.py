@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import anyio
@@ -23,9 +24,9 @@ from creche import (
     events,
 )
 from creche._backoff import recovery_delay
-from creche._job import Event, Retention
+from creche._job import Event, Retention, Settled, Settlement
 from creche.abc import Capabilities
-from creche.errors import LeaseLost
+from creche.errors import LeaseLost, StorageUnavailable
 from engine_kit import Faulty, until, virtual_time
 
 pytestmark = pytest.mark.anyio
@@ -358,6 +359,37 @@ async def test_what_a_reserve_in_flight_brings_while_the_worker_stops_is_given_b
     assert record
     assert (record.status, record.attempts, record.locked_by) == (Status.PENDING, 0, None)
     assert [settlement.event for settlement in storage.settled] == [Event.RELEASE]
+
+
+async def test_an_end_that_was_written_is_not_called_lost_though_its_answer_came_after_the_lease(
+    queue: Queue, storage: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @queue.task("work")
+    async def work() -> str:
+        return "done"
+
+    settle = storage.settle
+    answers: list[Settled] = []
+
+    async def frozen(settlements: Sequence[Settlement]) -> Settled:
+        answers.append(await settle(settlements))
+        if len(answers) == 1:
+            storage.down = {"extend"}
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(15)
+            storage.down = set()
+            raise StorageUnavailable("the answer was lost while the process was frozen")
+        return answers[-1]
+
+    monkeypatch.setattr(storage, "settle", frozen)
+    seen: list[object] = []
+    receipt = await work.dispatch()
+    async with Worker(queue, lease=10, hooks=[seen.append]):
+        await anyio.sleep(30)
+    assert (await queue.receipt(receipt.job_id)).result == "done"
+    assert sum(isinstance(event, events.JobAcked) for event in seen) == 1
+    assert not any(isinstance(event, events.JobLeaseLost) for event in seen)
+    assert len(answers) == 2
 
 
 async def test_an_acknowledgement_that_fails_is_retried_while_the_lease_holds(queue: Queue, storage: Faulty) -> None:
