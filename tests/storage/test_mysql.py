@@ -72,3 +72,33 @@ async def test_a_worker_of_some_types_finds_its_jobs_behind_those_that_rivals_ho
         with locked(dsn, 700):
             reservation = await storage.reserve(["default"], 10, lease=30, worker="w", nonce=1, types={"work"})
     assert len(reservation.jobs) == 10
+
+
+# --- how much at once -------------------------------------------------------------------------------
+
+
+async def test_more_is_deleted_at_once_than_the_server_takes_in_one_packet(dsn: str) -> None:
+    ids = [new_job_id() for _ in range(10_000)]  # three statements of 370 kB
+    async with MySQLStorage(dsn) as storage:
+        for start in range(0, len(ids), 2_000):
+            some = ids[start : start + 2_000]
+            await storage.insert([NewJob(id=job_id, type="work", payload=b"{}", queue_name="q") for job_id in some])
+            await storage.cancel(some)
+    with packets_of(dsn, 1 << 20):
+        async with MySQLStorage(dsn) as storage:
+            assert len(await storage.delete(ids)) == len(ids)
+            assert await storage.stats() == []
+
+
+@contextmanager
+def packets_of(dsn: str, size: int) -> Iterator[None]:
+    """Have the server take no more than that from those who connect during the block."""
+    with closing(connect_mysql(dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT @@GLOBAL.max_allowed_packet")
+        row = cursor.fetchone()
+        assert row is not None
+        cursor.execute(f"SET GLOBAL max_allowed_packet = {size}")
+        try:
+            yield
+        finally:
+            cursor.execute(f"SET GLOBAL max_allowed_packet = {row[0]}")
