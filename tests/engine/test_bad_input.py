@@ -322,6 +322,7 @@ def test_a_missing_driver_names_the_pip_install(monkeypatch: pytest.MonkeyPatch)
         ("postgresql://host/db?password=canary&x=1", "postgresql://host/db?password=***&x=1"),
         ("host=a password=canary dbname=b", "host=a password=*** dbname=b"),
         ("host=a password = 'can ary' dbname=b", "host=a password = *** dbname=b"),
+        ("postgresql://user@host/db?passwd=canary", "postgresql://user@host/db?passwd=***"),
         ("postgresql://user:ca@na/ry@host/db", "postgresql://user:***@host/db"),
         ("postgresql://user@host/db", "postgresql://user@host/db"),
     ],

@@ -13,7 +13,7 @@ from creche.errors import MissingExtra, OptionInvalid, UnknownDSN
 __all__ = ["mask", "open_storage"]
 
 _PASSWORD: Final = re.compile(r"(?P<before>://[^/@\s:]*:)(?P<password>\S*)(?=@)")  # an unescaped @ or / is part of it
-_PARAMETER: Final = re.compile(r"(?i)(?P<before>\b(?:ssl)?password\s*=\s*)(?P<password>'[^']*'|[^\s&;]+)")
+_PARAMETER: Final = re.compile(r"(?i)(?P<before>\b(?:ssl)?p(?:ass)?w(?:or)?d\s*=\s*)(?P<password>'[^']*'|[^\s&;]+)")
 
 
 def mask(text: str) -> str:
