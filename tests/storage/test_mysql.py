@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -91,7 +91,7 @@ async def test_more_is_deleted_at_once_than_the_server_takes_in_one_packet(dsn: 
 
 
 @contextmanager
-def packets_of(dsn: str, size: int) -> Iterator[None]:
+def packets_of(dsn: str, size: int) -> Generator[None]:
     """Have the server take no more than that from those who connect during the block."""
     with closing(connect_mysql(dsn)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT @@GLOBAL.max_allowed_packet")
