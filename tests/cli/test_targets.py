@@ -129,5 +129,5 @@ def test_commands_without_a_target_use_the_projects_application_and_database(fol
     sent = executed(folder, "dispatch", "quick", "number=3")
     assert sent.returncode == 0, sent
     assert sent.stdout.strip() in executed(below, "jobs", "list").stdout
-    assert "sqlite:///elsewhere.db" in executed(below, "jobs", "list", CRECHE_DSN="sqlite:///elsewhere.db").stderr
+    assert "/elsewhere.db: " in executed(below, "jobs", "list", CRECHE_DSN="sqlite:///elsewhere.db").stderr
     assert executed(folder, "doctor").returncode == 0
