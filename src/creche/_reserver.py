@@ -19,7 +19,7 @@ from creche._leases import GLANCE, Held, Holdings
 from creche._patience import Patience, answered_within
 from creche._wake import Alarm, Doorbell
 from creche.abc import Storage
-from creche.errors import StorageError
+from creche.errors import StatementRejected, StorageError
 
 _BATCH: Final = 500
 _LAST_MOMENT: Final = 2.0  # seconds
@@ -75,6 +75,7 @@ class Reserver:
         start: called with each job that was reserved.
         refuse: called instead, when the worker was told to stop in the meantime.
         idle: called when nothing runs and nothing was ready.
+        refused: called when the database refuses the first reserve for good.
         drained: called when that was so from before the look on, and nothing is due that has yet to be promoted.
     """
 
@@ -91,6 +92,7 @@ class Reserver:
         refuse: Callable[[Held], None],
         idle: Callable[[], None],
         drained: Callable[[], None],
+        refused: Callable[[StatementRejected], None],
     ) -> None:
         self._storage = storage
         self._order = order
@@ -102,6 +104,7 @@ class Reserver:
         self._refuse = refuse
         self._idle = idle
         self._drained = drained
+        self._refused = refused
         self._shield = CancelScope(shield=True)
         self.failing = False
 
@@ -110,8 +113,11 @@ class Reserver:
         self._shield.deadline = min(self._shield.deadline, anyio.current_time() + _LAST_MOMENT)
 
     async def run(self) -> None:
-        """Reserve until cancelled. What a reserve in flight brings is not lost: it is given back."""
+        """Reserve until cancelled, or until the database refuses the first reserve for good: what it refuses later (for
+        somebody changes its rights, say) may be mended while we try. What a reserve in flight brings is given back.
+        """
         patience = Patience("reserver")
+        answered = False
         while True:
             await self._holdings.wait_for_room()
             self._doorbell.answer()
@@ -119,9 +125,13 @@ class Reserver:
                 again = await self._look()
             except StorageError as error:
                 self.failing = True
+                if isinstance(error, StatementRejected) and not answered:
+                    self._refused(error)
+                    return
                 await patience.after(error)
                 continue
             self.failing = False
+            answered = True
             patience.success()
             if not again:
                 await self._doorbell.wait(GLANCE if self._holdings.stuck else math.inf)

@@ -33,6 +33,7 @@ from creche._settler import Ended, Settler
 from creche._wake import Alarm, Doorbell, Listening
 from creche._watchdog import Watchdog
 from creche.abc import Backoff, Serializer, Storage
+from creche.errors import StatementRejected
 
 _log = logging.getLogger("creche")
 
@@ -212,6 +213,7 @@ class Supervisor:
             refuse=self._refuse,
             idle=self._idle,
             drained=self._drained,
+            refused=self._refused,
         )
         self._intake = CancelScope()
         self._reserving = CancelScope()
@@ -219,6 +221,7 @@ class Supervisor:
         self._reason = StopReason.STOPPED
         self._last_moment = math.inf  # on the event loop's clock: what runs then is cancelled and given back
         self._state = WorkerState.RUNNING  # what other threads may read, as they may not ask a scope
+        self._refusal: StatementRejected | None = None
         self._ends: Counter[Event] = Counter()
 
     # --- told from outside --------------------------------------------------------------------------
@@ -282,11 +285,16 @@ class Supervisor:
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> Summary:
         """Work until `stop`, until a limit is reached, or until cancelled: then what is held is given back at once,
         inside a bounded shield.
+
+        Raises:
+            StatementRejected: the database refused the first reserve: a right is missing, say.
         """
         try:
             await self._work(task_status)
         finally:
             self._handlers.close()
+        if self._refusal is not None:
+            raise self._refusal
         return self._summary()
 
     async def _work(self, task_status: TaskStatus[None]) -> None:
@@ -434,6 +442,10 @@ class Supervisor:
     def _look_again(self) -> None:
         if self._settings.burst and self._holdings.idle:
             self._doorbell.ring()
+
+    def _refused(self, error: StatementRejected) -> None:
+        self._refusal = error
+        self._end_intake()
 
     def _drained(self) -> None:
         if self._settings.burst:

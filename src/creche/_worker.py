@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -34,6 +35,7 @@ from creche.abc import Backoff
 from creche.errors import OptionInvalid, TaskInvalid, UsageError
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_ONE_WORD: Final = 0.1  # seconds: `timeout` and service managers tell the process, and then its whole group
 _CONCURRENCY: Final = 10
 _CONCURRENCY_LIMIT: Final = 10_000
 
@@ -177,6 +179,7 @@ class Worker:
             What it did, and why it ended.
 
         Raises:
+            StatementRejected: the database refused the first reserve: its account lacks a right, say.
             SchemaOutdated, StorageUnavailable: the queue could not be opened. Once it works, an outage of the
                 database does not end it: it goes on when the database is back.
         """
@@ -213,8 +216,12 @@ class Worker:
         with anyio.open_signal_receiver(*_SIGNALS) as received:
 
             async def obey() -> None:
+                told = -math.inf
                 async for number in received:
-                    self._obey(number)
+                    stop = number not in {signal.SIGUSR1, signal.SIGUSR2}
+                    if not stop or anyio.current_time() - told > _ONE_WORD:
+                        self._obey(number)
+                    told = anyio.current_time() if stop else told
 
             async with background() as services:
                 services.start_soon(obey, name="signals")

@@ -320,11 +320,11 @@ class Storage(Protocol):
 
         In this order: recover, bury, promote, prune; a recovered job that is due at once (one in 65,536) is thus
         promoted in the same call, and `next_due_in` knows the others. At most `limit` of each kind. Safe to run
-        anywhere, any number of times, at the same time; rivals skip each other's rows. Dead letters are pruned with
-        the retention of failed jobs. A queue that has a retention of its own is pruned by that one; what it keeps
-        longer is not walked over each time; where `limit` is too little for all, the queue comes first that is most overdue,
-        so that none waits for ever behind one in which much ends. Paused queues are looked after as the others are. Workers that have not
-        been seen for as long as they had said are forgotten.
+        anywhere, any number of times, at the same time; rivals skip each other's rows. Dead letters are pruned with the
+        retention of failed jobs. A queue that has a retention of its own is pruned by that one; what it keeps longer is
+        not walked over each time; where `limit` is too little for all, the queue comes first that is most overdue, so
+        that none waits for ever behind one in which much ends. Paused queues are looked after as the others are.
+        Workers that have not been seen for as long as they had said are forgotten.
         """
         ...
 

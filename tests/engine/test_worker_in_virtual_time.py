@@ -24,9 +24,9 @@ from creche import (
     events,
 )
 from creche._backoff import recovery_delay
-from creche._job import Event, Retention, Settled, Settlement
+from creche._job import Event, Reservation, Retention, Settled, Settlement
 from creche.abc import Capabilities
-from creche.errors import LeaseLost, StorageUnavailable
+from creche.errors import LeaseLost, StatementRejected, StorageUnavailable
 from engine_kit import Faulty, until, virtual_time
 
 pytestmark = pytest.mark.anyio
@@ -591,3 +591,39 @@ async def test_what_hears_of_its_own_process_alone_is_woken_by_it_and_polled_for
             polled = storage.calls["reserve"]
             await anyio.sleep(3_600)
             assert 3_600 / 22 - 1 <= storage.calls["reserve"] - polled <= 3_600 / 18 + 1
+
+
+async def test_a_worker_whose_first_reserve_is_refused_for_good_ends_and_says_so(
+    queue: Queue, storage: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @queue.task("work")
+    async def work() -> None: ...
+
+    async def refuse(*_: object, **__: object) -> Reservation:
+        raise StatementRejected("permission denied for table creche_jobs")
+
+    monkeypatch.setattr(storage, "reserve", refuse)
+    with pytest.raises(StatementRejected, match="permission denied"):
+        await Worker(queue, burst=True).run()
+    assert await queue.workers() == []
+
+
+async def test_a_worker_that_is_refused_later_goes_on_when_it_may_again(
+    queue: Queue, storage: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @queue.task("work")
+    async def work() -> str:
+        return "done"
+
+    async def refuse(*_: object, **__: object) -> Reservation:
+        raise StatementRejected("permission denied for table creche_jobs")
+
+    worker = Worker(queue)
+    async with worker:
+        await (await work.dispatch()).wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "reserve", refuse)
+            receipt = await work.dispatch()
+            await anyio.sleep(60)
+            assert not worker.health.ready
+        assert await receipt.wait() == "done"

@@ -193,7 +193,7 @@ def asked_twice(scene: Scene) -> float:
     scene.troupe.send(signal.SIGTERM)
     scene.troupe.until(lambda: scene.states() == {WorkerState.STOPPING})
     scene.let_go()
-    time.sleep(0.3)
+    time.sleep(0.5)
     assert all(scene.troupe.alive(moment) for moment in RUNNING), scene.troupe.told()
     return scene.troupe.send(signal.SIGTERM, *filter(scene.troupe.alive, MOMENTS))
 
