@@ -121,6 +121,7 @@ class Reserver:
         while True:
             await self._holdings.wait_for_room()
             self._doorbell.answer()
+            stuck = self._holdings.stuck  # asked before the look: a thread that ends meanwhile rings no bell
             try:
                 again = await self._look()
             except StorageError as error:
@@ -134,7 +135,7 @@ class Reserver:
             answered = True
             patience.success()
             if not again:
-                await self._doorbell.wait(GLANCE if self._holdings.stuck else math.inf)
+                await self._doorbell.wait(GLANCE if stuck or self._holdings.stuck else math.inf)
 
     async def _look(self) -> bool:
         """Ask each queue that has room; return whether there may be more: a full batch is followed by another one."""

@@ -133,20 +133,17 @@ class Listening:
     async def _listen(self) -> None:
         hears = self._storage.capabilities.listen
         patience = Patience("listener")
-        broke = False
         while True:
             since = anyio.current_time()
             try:
                 async with self._storage.listen(self._names) as listener:
                     self._doorbell.listening = hears
                     self._doorbell.ring()  # wakes may have been missed meanwhile
-                    if broke:
-                        self._called()
+                    self._called()  # so may a call, if only since the first reserve
                     while True:
                         self._ring(await listener.wait())
                         patience.success()
             except StorageUnavailable as error:
-                broke = True
                 self._doorbell.listening = False
                 if anyio.current_time() - since > _STEADY:  # not one that breaks as soon as it is made
                     patience.success()

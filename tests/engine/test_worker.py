@@ -279,7 +279,7 @@ async def test_hooks_hear_everything_and_can_break_nothing(queue: Queue) -> None
         receipt = await bad.dispatch()
         with pytest.raises(JobFailed):
             await receipt.wait(10)
-    told = [name for name in heard if name != "WorkerIdle"]
+    told = [name for name in heard if name not in {"WorkerIdle", "JobRenewed"}]  # that depends on the moment
     assert told[:5] == ["WorkerStarted", "JobReserved", "JobStarted", "JobSucceeded", "JobAcked"]
     assert told[5:] == ["JobReserved", "JobStarted", "JobFailed", "JobAcked", "JobDeadLettered", "WorkerStopped"]
 
