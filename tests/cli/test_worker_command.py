@@ -167,19 +167,19 @@ def test_a_burst_ends_with_0_when_all_is_done_and_with_1_when_something_died(fol
     jobs.dispatch("quick", {"number": 1}, count=5)
     done = executed(folder, "worker", "app:queue", "--burst")
     assert (done.returncode, done.stdout) == (0, ""), done
-    assert "drained: 5 jobs succeeded" in done.stderr
+    assert "drained: succeeded 5" in done.stderr
     jobs.dispatch("boom")
     jobs.dispatch("quick")
     done = executed(folder, "worker", "app:queue", "--burst")
     assert done.returncode == 1, done
-    assert "1 jobs succeeded, 1 failed for good" in done.stderr
+    assert "succeeded 1, failed for good 1" in done.stderr
 
 
 def test_a_worker_that_has_reached_its_number_of_jobs_ends_with_0(folder: Path, jobs: Jobs) -> None:
     *_, last = jobs.dispatch("quick", count=3)
     done = executed(folder, "worker", "app:queue", "--max-jobs", "2", "-c", "1")
     assert done.returncode == 0, done
-    assert "max_jobs: 2 jobs succeeded" in done.stderr
+    assert "max_jobs: succeeded 2" in done.stderr
     assert jobs.find(last).status is Status.PENDING
 
 

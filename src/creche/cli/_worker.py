@@ -211,7 +211,7 @@ async def _run(found: Worker, slot: Slot | None, burst: bool) -> int:
     died = summary.dead > 0 and (burst or summary.reason is StopReason.DRAINED)
     code = ExitCode.TROUBLE if died else ExitCode.OK
     _log.info(
-        "%s: %d jobs succeeded, %d failed for good, %d attempts failed, %d were given back",
+        "%s: succeeded %d, failed for good %d; attempts that failed %d, that were given back %d",
         summary.reason,
         summary.succeeded,
         summary.dead,

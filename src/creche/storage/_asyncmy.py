@@ -277,7 +277,7 @@ class Connection:
                 await connection._enter(address)
             except errors.MySQLError as error:
                 code, text = _code_and_text(error)
-                raise StorageUnavailable(f"MySQL at {address.place} lets nobody in: {text} ({code})") from error
+                raise StorageUnavailable(f"the server at {address.place} lets nobody in: {text} ({code})") from error
             with translated():
                 await connection._settle_in(lock_timeout)
         except BaseException:
