@@ -13,6 +13,7 @@ import pytest
 
 from creche import Job, Queue, Status, Worker
 from creche._job import Extension, Lease
+from creche.abc import Listener
 from creche.storage import open_storage
 from engine_kit import until
 
@@ -35,11 +36,20 @@ class Scene:
         self.ended: dict[UUID, float] = {}
         self._extend = storage.extend
         storage.extend = self._counted  # type: ignore[method-assign]
+        self.listening = anyio.Event()
+        self._listen = storage.listen
+        storage.listen = self._heard  # type: ignore[method-assign]
         self.queue.task("last", queue="q")(self._last)
 
     async def _counted(self, leases: Collection[Lease], seconds: float, **options: Any) -> Extension:
         self.renewals += 1
         return await self._extend(leases, seconds, **options)
+
+    @asynccontextmanager
+    async def _heard(self, queues: Collection[str]) -> AsyncGenerator[Listener]:
+        async with self._listen(queues) as listener:
+            self.listening.set()
+            yield listener
 
     async def _last(self, job: Job) -> None:
         self.begun.add(job.id)
@@ -55,6 +65,7 @@ class Scene:
         worker = Worker(self.queue, queues=["q"], concurrency=jobs, lease=LEASE, grace=0.0)
         async with self.queue, self.elsewhere, anyio.create_task_group() as group:
             group.start_soon(worker.run)
+            await self.listening.wait()  # a worker asks once when it begins to listen, and holds nothing yet
             await self.dispatch(jobs)
             await until(lambda: len(self.begun) == jobs, limit=30)
             yield
