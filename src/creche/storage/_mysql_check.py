@@ -52,11 +52,13 @@ NEEDED: Final = {
 LOCK: Final = "SELECT version FROM creche_migrations ORDER BY version LIMIT 1 FOR UPDATE"
 RIVAL: Final = "SELECT version FROM creche_migrations WHERE version = %(version)s FOR UPDATE SKIP LOCKED"
 
+# The server's own threads, which nobody could end, are left out; a prepared transaction without a thread is not.
 OLDEST: Final = """
 SELECT t.trx_mysql_thread_id, p.user, p.host,
        TIMESTAMPDIFF(SECOND, t.trx_started, CONVERT_TZ(UTC_TIMESTAMP(), '+00:00', 'SYSTEM'))
   FROM information_schema.innodb_trx AS t
   LEFT JOIN information_schema.processlist AS p ON p.id = t.trx_mysql_thread_id
+ WHERE p.id IS NOT NULL OR t.trx_mysql_thread_id = 0
  ORDER BY t.trx_started
  LIMIT 1
 """
