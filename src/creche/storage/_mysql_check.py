@@ -52,8 +52,8 @@ NEEDED: Final = {
 LOCK: Final = "SELECT version FROM creche_migrations ORDER BY version LIMIT 1 FOR UPDATE"
 RIVAL: Final = "SELECT version FROM creche_migrations WHERE version = %(version)s FOR UPDATE SKIP LOCKED"
 
-# InnoDB tells what it last looked up, for a tenth of a second: connections that have gone since are left out; a prepared
-# transaction, which has none, is not.
+# InnoDB tells what it last looked up, for a tenth of a second: connections that have gone since are left out; a
+# prepared transaction, which has none, is not.
 OLDEST: Final = """
 SELECT t.trx_mysql_thread_id, p.user, p.host,
        TIMESTAMPDIFF(SECOND, t.trx_started, CONVERT_TZ(UTC_TIMESTAMP(), '+00:00', 'SYSTEM'))
