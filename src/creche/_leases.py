@@ -148,11 +148,6 @@ class Holdings:
         """Return how many slots jobs of this queue occupy."""
         return self._running_in[queue_name] + self._stuck(queue_name)
 
-    @property
-    def running(self) -> int:
-        """How many attempts run."""
-        return self._running
-
     def take(self, held: Held) -> None:
         """A reserved job arrived: it occupies a slot, and its lease must be renewed."""
         self._held[held.lease] = held

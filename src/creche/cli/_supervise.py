@@ -28,7 +28,6 @@ _LONGEST: Final = 30.0  # seconds, however often it has crashed
 _SETTLED: Final = 60.0  # seconds of life after which a crash counts as the first one
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _DRAINED: Final = "drained"
-_STOPPED: Final = "stopped"
 
 
 # --- what follows when a child ends -----------------------------------------------------------------

@@ -25,7 +25,6 @@ from creche._job import (
     JobRecord,
     Origin,
     Progress,
-    QueueStats,
     Settlement,
     Status,
 )
@@ -271,18 +270,3 @@ def dead_letter(row: Mapping[str, Any]) -> DeadLetter:
         buried_at=row["buried_at"],
         errors=attempt_errors(row["errors"]),
     )
-
-
-def queue_stats(rows: Iterable[tuple[str, str, int, float | None]]) -> Sequence[QueueStats]:
-    """Return the rows of `stats.sql` (queue, status, jobs, seconds that the oldest ready one has been due) as one value
-    per queue.
-    """
-    counts: dict[str, dict[Status, int]] = {}
-    ages: dict[str, float] = {}
-    for queue, status, jobs, oldest_ready in rows:
-        counts.setdefault(queue, {})[Status(status)] = jobs
-        if oldest_ready is not None:
-            ages[queue] = oldest_ready
-    return [
-        QueueStats(queue_name=queue, counts=counted, oldest_ready=ages.get(queue)) for queue, counted in counts.items()
-    ]
