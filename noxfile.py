@@ -12,6 +12,7 @@ nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+IN_PROCESSES = ["-n", "3", "--dist", "worksteal"]  # the whole suite waits for most of its time
 
 
 @nox.session
@@ -35,14 +36,14 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The whole suite, on each Python from 3.11 that is installed."""
     session.install(".[all]", "--group", "test", "--group", "types")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or IN_PROCESSES))
 
 
 @nox.session(python=PYTHONS[0], venv_backend="uv")
 def lowest(session: nox.Session) -> None:
     """The suite on the oldest releases that pyproject.toml admits."""
     session.install("--resolution=lowest-direct", ".[all]", "--group", "test")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or IN_PROCESSES))
 
 
 @nox.session

@@ -1,9 +1,14 @@
-"""What tests do about a server that this machine doesn't have: they fail in CI, and are skipped, loudly, elsewhere."""
+"""What tests do about a server that this machine doesn't have: they fail in CI, and are skipped, loudly, elsewhere.
+
+A skip that nobody sees hides a missing server, so the last lines say what was not tested. They are made from the
+reasons of the skips alone, for these reach the reporting process also when the tests are spread over several.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Final, TypeVar
 
@@ -13,8 +18,7 @@ from creche.testing.servers import ForeignServer, PrivateServer, ServerNotFound
 
 Server = TypeVar("Server", bound=PrivateServer | ForeignServer)
 
-MISSING: Final[dict[str, str]] = {}
-"""What was looked for in vain, and what to do about it: a skip that nobody sees hides a missing server."""
+NOT_TESTED: Final = "NOT TESTED on "
 
 
 def unless_missing(private: AbstractContextManager[Server], *, required: bool = True) -> Iterator[Server]:
@@ -25,5 +29,9 @@ def unless_missing(private: AbstractContextManager[Server], *, required: bool = 
     except ServerNotFound as error:
         if required and os.environ.get("CI"):
             raise
-        MISSING[error.server] = str(error)
-        pytest.skip(str(error))
+        pytest.skip(f"{NOT_TESTED}{error.server}: {error}")
+
+
+def not_tested(skips: Iterable[str]) -> Mapping[str, int]:
+    """Return what was not tested, and what to do about it, with the number of tests; from the reasons of skips."""
+    return Counter(reason[found:] for reason in skips if (found := reason.find(NOT_TESTED)) >= 0)
