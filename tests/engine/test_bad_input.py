@@ -125,7 +125,7 @@ async def test_arguments_are_checked_against_the_signature(
         {"delay": float("inf")},
         {"delay": "1"},
         {"delay": timedelta(seconds=-1)},
-        {"delay": 1, "available_at": datetime.now(UTC)},
+        {"delay": 1, "available_at": datetime(2030, 1, 1, tzinfo=UTC)},
         {"available_at": datetime(2030, 1, 1)},  # noqa: DTZ001 - it is what must be refused
         {"available_at": "tomorrow"},
         {"max_attempts": 0},
