@@ -81,7 +81,7 @@ class Troupe:
         found = [each for each in read_ledgers(self.folder) if each["what"] == what and who in {None, each["who"]}]
         return [each for each in found if all(each.get(name) == value for name, value in facts.items())]
 
-    def until(self, condition: Callable[[], object], limit: float = 30) -> None:
+    def until(self, condition: Callable[[], object], limit: float = 60) -> None:
         """Wait until something is so; AssertionError after `limit` seconds."""
         deadline = time.monotonic() + limit
         while not condition():

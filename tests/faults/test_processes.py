@@ -45,7 +45,7 @@ class Stage:
         chosen = [entry for entry in entries if pid is None or entry[0] == str(pid)]
         return [entry[1:] for entry in chosen if entry[1 : 1 + len(words)] == list(words)]
 
-    def until(self, condition: Callable[[], object], limit: float = 30) -> None:
+    def until(self, condition: Callable[[], object], limit: float = 60) -> None:
         deadline = time.monotonic() + limit
         while not condition():
             assert time.monotonic() < deadline, self.told()

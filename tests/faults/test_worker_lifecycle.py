@@ -92,7 +92,7 @@ EXPECTED: Final = read_table()
 class Scene:
     """Eight workers, each at its moment, and a database."""
 
-    def __init__(self, troupe: Troupe, loop: str, lease: float = 3.0) -> None:
+    def __init__(self, troupe: Troupe, loop: str, lease: float) -> None:
         self.troupe = troupe
         self.loop = loop
         self.lease = lease
@@ -130,7 +130,7 @@ class Scene:
 
     def add_an_heir(self) -> None:
         """Somebody else serves all queues from now on."""
-        heir = Part(queues=MOMENTS, at=None, loop=self.loop, lease=self.lease)
+        heir = Part(queues=MOMENTS, at=None, loop=self.loop, lease=60.0)
         self.troupe.start("heir", command, self.troupe.folder, heir)
 
     def dispatch(self, *moments: str) -> None:
@@ -259,10 +259,14 @@ def cancelled(scene: Scene) -> float:
 
 @frozen
 class Way:
-    """How workers are ended, and their lease in seconds."""
+    """How workers are ended, and their lease in seconds.
+
+    A third of it is what a worker waits for an answer, and so how long a call can be held: time enough for a signal to
+    nine processes on a busy machine. Where a test has to wait until leases are over, they are shorter.
+    """
 
     act: Callable[[Scene], float]
-    lease: float = 3.0
+    lease: float = 9.0
 
 
 WAYS: Final = {
@@ -270,9 +274,9 @@ WAYS: Final = {
     "INT": Way(lambda scene: asked(scene, signal.SIGINT)),
     "TERM TERM": Way(asked_twice),
     "USR1, TERM": Way(quieted),
-    "KILL": Way(killed, lease=2.0),
-    "STOP CONT, TERM": Way(stopped_for_less_than_the_lease, lease=5.0),
-    "STOP…CONT, TERM": Way(stopped_for_more_than_the_lease, lease=2.0),
+    "KILL": Way(killed, lease=4.0),
+    "STOP CONT, TERM": Way(stopped_for_less_than_the_lease),
+    "STOP…CONT, TERM": Way(stopped_for_more_than_the_lease, lease=4.0),
     "cancellation": Way(cancelled),
 }
 
@@ -316,7 +320,7 @@ def dismiss(troupe: Troupe) -> None:
 def test_a_guest_whose_handler_sits_in_a_thread_lets_the_cancellation_through_and_trio_the_process_end(
     troupe: Troupe, anyio_backend: str
 ) -> None:
-    scene = Scene(troupe, anyio_backend)
+    scene = Scene(troupe, anyio_backend, lease=9.0)
     scene.prepare(grace=60, run=guest, moments=["thread"])
     troupe.send(signal.SIGHUP)
     troupe.until(lambda: troupe.entries("through", scope=True), limit=10)
