@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from faults.herd import Entry, Ledger, read_ledgers
+from processes import stands_still
 
 # pytest, for it is the program that is forked; drivers, for each process would import them anew.
 _PRELOADED: Final = ["pytest", "psycopg_pool", "asyncmy", "trio", "anyio._backends._asyncio", "anyio._backends._trio"]
@@ -60,9 +61,15 @@ class Troupe:
         """Stop them all, but none in the middle of a write to SQLite: the file would stay locked for everybody."""
         if self.dsn.startswith("sqlite"):
             with locked(self.dsn):
-                self.send(signal.SIGSTOP)
+                self._stop()
         else:
-            self.send(signal.SIGSTOP)
+            self._stop()
+
+    def _stop(self) -> None:
+        self.send(signal.SIGSTOP)
+        # A signal is sent before it has come: a process that is just taking the lock would stop when it has it.
+        pids = [process.pid for process in self.processes.values() if process.pid is not None]
+        self.until(lambda: all(map(stands_still, pids)))
 
     def alive(self, who: str) -> bool:
         """Whether it has not ended yet."""
