@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import profiles  # noqa: F401 - loads the one that the environment names
 from creche.testing.servers import (
     ForeignServer,
     MariaDBServer,
