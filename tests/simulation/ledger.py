@@ -127,6 +127,11 @@ class Ledger:
         self._troubles += 1 if began else -1
         self._calm_since = math.inf if self._troubles else trio.current_time() + CALMING
 
+    @property
+    def calm(self) -> bool:
+        """Whether nothing goes wrong, and has not for a while: who was killed is forgotten, who hung has given up."""
+        return trio.current_time() >= self._calm_since
+
     def serves(self, life: Life, plan: WorkerPlan) -> None:
         """A worker is up."""
         self._serving[life] = plan

@@ -126,7 +126,8 @@ class World:
     async def _expect_an_end(self) -> None:
         """I7: after the faults every job is over, in bounded time."""
         with trio.move_on_after(self._longest()):
-            while self.ledger.unfinished:  # noqa: ASYNC110 - the engine is not to know that somebody waits
+            # Nobody is told of it, for the engine is not to know that somebody waits.
+            while self.ledger.unfinished or not self.ledger.calm:  # noqa: ASYNC110
                 await trio.sleep(5)
         if unfinished := self.ledger.unfinished:
             self.ledger.fail(f"I7: not over after {self._longest():.0f} s of calm: {', '.join(unfinished)}")
