@@ -114,11 +114,15 @@ class Holdings:
         self._running = 0
         self._running_in: Counter[str] = Counter()
         self._room = anyio.Event()
+        self._taken = anyio.Event()
         self._next_end = math.inf
         self._earlier = anyio.Event()
 
     def __iter__(self) -> Iterator[Held]:
         return iter(list(self._held.values()))
+
+    def __len__(self) -> int:
+        return len(self._held)
 
     def snapshot(self) -> list[Held]:
         """Return what is held at this moment, to any thread."""
@@ -153,6 +157,7 @@ class Holdings:
         self._held[held.lease] = held
         self._running += 1
         self._running_in[held.job.queue_name] += 1
+        self._taken.set()
         if held.deadline < self._next_end:
             self._earlier.set()
 
@@ -174,6 +179,12 @@ class Holdings:
             with anyio.move_on_after(GLANCE if self.stuck else math.inf):
                 await self._room.wait()
         return self.room
+
+    async def wait_for_a_lease(self) -> None:
+        """Wait until something is held."""
+        while not self._held:
+            self._taken = anyio.Event()
+            await self._taken.wait()
 
     async def end_what_runs_out(self) -> None:
         """End each attempt at the moment when its lease runs out, until cancelled."""

@@ -7,28 +7,42 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Generator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Final
 
 import anyio
+from anyio import CancelScope
 
 from creche.errors import StorageError, StorageUnavailable
 
 _log = logging.getLogger("creche")
 
-
 ANSWER: Final = 10.0  # seconds; what a lease hangs on has less
 
 
-@contextmanager
-def answered_within(seconds: float, what: str) -> Generator[None]:
-    """Give a storage's call a deadline of our own, for an adapter may forget one: StorageUnavailable if it passes."""
-    try:
-        with anyio.fail_after(seconds):
-            yield
-    except TimeoutError as error:
-        raise StorageUnavailable(f"no answer to {what} in {seconds:g} s") from error
+class answered_within:  # noqa: N801 - read as what it does: `with answered_within(5, "a settle"):`
+    """Give a storage's call a deadline of our own, for an adapter may forget one: StorageUnavailable if it passes.
+
+    A class, and one cancel scope: it stands around every call, and a generator on top of `fail_after`, which is one
+    too, cost half as much again as the scope.
+    """
+
+    __slots__ = ("_scope", "_seconds", "_what")
+
+    def __init__(self, seconds: float, what: str) -> None:
+        self._seconds = seconds
+        self._what = what
+
+    def __enter__(self) -> None:
+        self._scope = CancelScope(deadline=anyio.current_time() + self._seconds)
+        self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._scope.__exit__(kind, error, trace)
+        if self._scope.cancelled_caught or isinstance(error, TimeoutError):  # an adapter's own is as good as ours
+            raise StorageUnavailable(f"no answer to {self._what} in {self._seconds:g} s") from error
 
 
 class Patience:

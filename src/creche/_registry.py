@@ -60,7 +60,7 @@ class Registry:
             self._changed = anyio.Event()
             try:
                 with answered_within(_BEAT, "an announcement"):
-                    await self._storage.announce(evolve(self._presence, state=self._state()), _TTL)
+                    await self._storage.announce(self._present(), _TTL)
             except StorageError as error:
                 self.failing = True
                 await patience.after(error)
@@ -69,3 +69,8 @@ class Registry:
             patience.success()
             with anyio.move_on_after(_BEAT * random.uniform(0.8, 1.0)):  # noqa: S311 - spreads beats
                 await self._changed.wait()
+
+    def _present(self) -> Presence:
+        if self._presence.state is not self._state():
+            self._presence = evolve(self._presence, state=self._state())
+        return self._presence

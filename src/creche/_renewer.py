@@ -71,7 +71,8 @@ class Renewer:
 
     def hurry(self) -> None:
         """Renew now: somebody may have asked for the cancellation of a job that is held."""
-        self._asked.set()
+        if self._holdings:
+            self._asked.set()
 
     async def run(self) -> None:
         """Renew until stopped. Shielded: jobs that are being settled still need their leases."""
@@ -84,6 +85,7 @@ class Renewer:
     async def _renew_regularly(self) -> None:
         patience = Patience("renewer", shortest=self._lease / 30, longest=self._lease / 10)
         while True:
+            await self._holdings.wait_for_a_lease()  # an idle worker has nothing to renew, and no reason to wake up
             with anyio.move_on_after(self._lease / 3):
                 await self._asked.wait()
             self._asked = anyio.Event()

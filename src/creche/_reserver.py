@@ -16,10 +16,10 @@ from attrs import frozen
 from creche._ids import new_nonce
 from creche._job import Reservation
 from creche._leases import GLANCE, Held, Holdings
-from creche._patience import Patience, answered_within
+from creche._patience import Patience
 from creche._wake import Alarm, Doorbell
 from creche.abc import Storage
-from creche.errors import StatementRejected, StorageError
+from creche.errors import StatementRejected, StorageError, StorageUnavailable
 
 _BATCH: Final = 500
 _LAST_MOMENT: Final = 2.0  # seconds
@@ -164,11 +164,23 @@ class Reserver:
 
     async def _reserve(self, queues: Sequence[str], room: int) -> Reservation:
         await anyio.lowlevel.checkpoint_if_cancelled()
+        order = self._order
+        reservation: Reservation | None = None
         sent = anyio.current_time()  # before the statement: the database counts from later
-        reservation = Reservation(jobs=(), next_due_in=None)
-        with CancelScope(shield=True) as self._shield:  # half of a reserve would hold jobs that nobody runs
-            reservation = await self._ask(queues, room)
-        held = [Held(job, sent + self._order.lease - self._order.margin) for job in reservation.jobs]
+        # Shielded: half of a reserve would hold jobs that nobody runs.
+        with CancelScope(shield=True, deadline=sent + order.lease / 2) as self._shield:
+            reservation = await self._storage.reserve(
+                queues,
+                room,
+                lease=order.lease,
+                worker=order.worker,
+                nonce=new_nonce(),
+                types=order.types,
+            )
+        if reservation is None:
+            await anyio.lowlevel.checkpoint_if_cancelled()  # it was told to stop, and its last moment is over
+            raise StorageUnavailable(f"no answer to a reserve in {order.lease / 2:g} s")
+        held = [Held(job, sent + order.lease - order.margin) for job in reservation.jobs]
         for each in held:
             self._holdings.take(each)
         try:
@@ -181,15 +193,3 @@ class Reserver:
             self._start(each)
         self._alarm.due_in(reservation.next_due_in)
         return reservation
-
-    async def _ask(self, queues: Sequence[str], room: int) -> Reservation:
-        order = self._order
-        with answered_within(order.lease / 2, "a reserve"):
-            return await self._storage.reserve(
-                queues,
-                room,
-                lease=order.lease,
-                worker=order.worker,
-                nonce=new_nonce(),
-                types=order.types,
-            )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from datetime import datetime
 from typing import Self
 
 import anyio
 import pytest
+import trio
 
 from creche import Job, JobCancelled, Queue, Retention, Status, StopReason, Worker, events
 from creche._job import Presence, WorkerState
@@ -43,6 +45,29 @@ async def test_a_quiet_worker_finishes_what_it_holds_and_takes_nothing_more(queu
         assert (await queue.receipt(late.job_id)).status is Status.PENDING
         assert [each.presence.state for each in await queue.workers()] == [WorkerState.QUIET]
         assert (worker.health.live, worker.health.ready) == (True, False)
+
+
+class Steps(trio.abc.Instrument):
+    """Counts how often each task ran, by its name."""
+
+    def __init__(self) -> None:
+        self.of: Counter[str] = Counter()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.of[task.name.rpartition(".")[2]] += 1
+
+
+async def test_an_idle_worker_wakes_up_to_poll_to_be_seen_and_for_upkeep_and_for_nothing_else(queue: Queue) -> None:
+    @queue.task("work")
+    async def work() -> None: ...
+
+    async with Worker(queue):
+        await (await work.dispatch()).wait()
+        await anyio.sleep(60)
+        trio.lowlevel.add_instrument(steps := Steps())
+        await anyio.sleep(3_600)
+        trio.lowlevel.remove_instrument(steps)
+    assert {name for name, count in steps.of.items() if count > 2} == {"reserver", "registry", "maintainer"}
 
 
 class SlowToOpen(Faulty):
