@@ -5,15 +5,17 @@ A test suite that passes says little until it is known what it would not let pas
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from typing import Final
 
 from sabotage.catalogue import DEFECTS
 from sabotage.planting import Defect, OutOfDate
-from sabotage.trial import Caught, Spoilt, Survived, tried, unsound, verdict
+from sabotage.trial import Caught, Spoilt, Survived, Trial, tried, unsound, verdict
 
 CONTROL: Final = 600.0  # seconds for the tests of all defects together
 
@@ -22,12 +24,14 @@ def main(patterns: Sequence[str]) -> int:
     """Try the defects whose names match one of the patterns, all without one; return the exit code."""
     defects = [each for each in DEFECTS if not patterns or any(fnmatchcase(each.name, one) for one in patterns)]
     if not defects:
-        return _fail(f"no defect is called {' or '.join(patterns)}; there are:\n" + "\n".join(_names()))
+        names = "\n".join(f"  {defect.name}: {defect.breaks}" for defect in DEFECTS)
+        return _fail(f"no defect is called {' or '.join(patterns)}; there are:\n{names}")
     began = time.monotonic()
     if not _tests_are_sound(defects):
         return 1
     _say("| defect | caught by | s |\n| --- | --- | ---: |")
-    caught = sum(_is_caught(defect) for defect in defects)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        caught = sum(_is_caught(*each) for each in zip(defects, pool.map(_try, defects), strict=True))
     _say(f"\n{caught} of {len(defects)} planted defects caught, in {time.monotonic() - began:.0f} s")
     return 0 if caught == len(defects) else 1
 
@@ -44,11 +48,16 @@ def _tests_are_sound(defects: Sequence[Defect]) -> bool:
     return True
 
 
-def _is_caught(defect: Defect) -> bool:
+def _try(defect: Defect) -> Trial | OutOfDate:
     try:
-        trial = tried(defect.tests, defect=defect)
+        return tried(defect.tests, defect=defect)
     except OutOfDate as error:
-        _fail(f"| {defect.name} | **OUT OF DATE** | |\n{error}")
+        return error
+
+
+def _is_caught(defect: Defect, trial: Trial | OutOfDate) -> bool:
+    if isinstance(trial, OutOfDate):
+        _fail(f"| {defect.name} | **OUT OF DATE** | |\n{trial}")
         return False
     match verdict(defect, trial):
         case Caught(test):
@@ -59,10 +68,6 @@ def _is_caught(defect: Defect) -> bool:
         case Spoilt(reason):
             _fail(f"| {defect.name} | **SPOILT** | {trial.seconds:.1f} |\n{reason}")
     return False
-
-
-def _names() -> Sequence[str]:
-    return [f"  {defect.name}: {defect.breaks}" for defect in DEFECTS]
 
 
 def _say(text: str) -> None:

@@ -11,7 +11,7 @@ from attrs import frozen
 
 ROOT: Final = Path(__file__).parents[2]
 
-CONTENTS: Final = ("src", "sql", "tests", "pyproject.toml")
+CONTENTS: Final = ("src", "sql", "tests", "docs", "pyproject.toml")
 """What a copy is made of: the sources, and what it takes to test them."""
 
 BY_ITS_OWN_WORD: Final = frozenset({"AssertionError", "Failed", "TimeoutError"})
@@ -54,10 +54,10 @@ class OutOfDate(Exception):
 
 
 def copied(root: Path, home: Path) -> None:
-    """Copy what is to be planted in."""
+    """Copy what is to be planted in, with what Python has compiled of it."""
     for name in CONTENTS:
         if (source := root / name).is_dir():
-            shutil.copytree(source, home / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, home / name)
         else:
             shutil.copy(source, home / name)
 
@@ -75,3 +75,15 @@ def planted(defect: Defect, root: Path) -> dict[str, str]:
             raise OutOfDate(defect, edit, found)
         texts[edit.path] = text.replace(edit.old, edit.new)
     return texts
+
+
+def plant(defect: Defect, home: Path) -> None:
+    """Plant a defect in a copy.
+
+    Raises:
+        OutOfDate: an edit does not match exactly once.
+    """
+    for path, text in planted(defect, home).items():
+        (home / path).write_text(text, encoding="utf-8")
+        for compiled in (home / path).parent.glob(f"__pycache__/{Path(path).stem}.*"):  # of what stood there before
+            compiled.unlink()
