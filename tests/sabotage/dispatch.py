@@ -150,7 +150,9 @@ CALLBACKS: Final = [
                 "        if not accepted and self._transacting is None:\n",
             )
         ],
-        tests=["tests/engine/test_transactions.py::test_a_lost_lease_rolls_everything_back"],
+        tests=[
+            "tests/engine/test_transactions.py::test_a_lease_that_was_lost_unnoticed_commits_nothing_and_its_handler_is_told"
+        ],
     ),
 ]
 

@@ -54,7 +54,6 @@ CANCELLATION: Final = [
             )
         ],
         tests=[PSYCOPG_TESTS + "test_a_commit_is_not_torn_by_a_cancellation"],
-        shows={"OperationalError"},
     ),
     Defect(
         name="unreplicated-commit-is-a-success",
@@ -135,6 +134,7 @@ SESSIONS: Final = [
             )
         ],
         tests=[ASYNCMY_TESTS + "test_the_session_is_ours_whatever_the_server_s_defaults_are"],
+        shows={"ConfigurationError"},  # each connection is held against what it should be
     ),
     Defect(
         name="prepared-by-default",

@@ -223,6 +223,7 @@ async def test_a_commit_is_not_torn_by_a_cancellation(dsn: str) -> None:
             async with connection.transaction():
                 await connection.execute("CREATE TEMPORARY TABLE committed (n int)")
                 scope.cancel()
+        assert connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
         assert await value(connection, "SELECT count(*) FROM committed") == 0
 
 
