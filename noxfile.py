@@ -47,6 +47,13 @@ def lowest(session: nox.Session) -> None:
 
 
 @nox.session
+def sabotage(session: nox.Session) -> None:
+    """Plants known defects, one at a time: a test has to fail for each. `-- 'look-then-*'` plants some of them."""
+    session.install(".[all]", "--group", "test")
+    session.run("python", "-m", "sabotage", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def example(session: nox.Session) -> None:
     """The main example, on the embedded SQLite that one gets by default."""
     session.install(".[all]")

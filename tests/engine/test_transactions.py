@@ -136,6 +136,28 @@ async def test_a_lost_lease_rolls_everything_back(queue: Queue, storage: Faulty)
     assert told in ([], [receipt.job_id])  # it may be cancelled before it can be told
 
 
+@VIRTUAL
+async def test_a_lease_that_was_lost_unnoticed_commits_nothing_and_its_handler_is_told(
+    queue: Queue, storage: Faulty
+) -> None:
+    told: list[object] = []
+
+    @queue.task("charge", max_attempts=1)
+    async def charge(job: Job) -> None:
+        try:
+            async with job.transaction():
+                storage._rows[job.id].seize()  # as a rival's takeover does, long before the next renewal
+        except LeaseLost as error:
+            told.append(error.job_id)
+            raise
+
+    async with Worker(queue, lease=600):
+        receipt = await charge.dispatch()
+        await until(lambda: bool(told))
+    assert told == [receipt.job_id]
+    assert "commit" not in storage.calls
+
+
 async def test_a_commit_whose_answer_is_lost_is_found_out_and_nothing_runs_twice(queue: Queue, storage: Faulty) -> None:
     runs: list[int] = []
 

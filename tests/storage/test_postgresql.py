@@ -129,6 +129,7 @@ async def test_a_reserve_locks_just_what_it_takes(
         await storage.insert(new, now=T0)
     ids = [job.id for job in new]
     with raw.transaction(), psycopg.connect(dsn, autocommit=True) as rival:
+        rival.execute("SET lock_timeout = '5s'")  # what waits for the first one would wait for this very task
         assert claim(raw, 10, queues) == ids[:10]
         # The first transaction is still open, and the second one finds the very next rows.
         with rival.transaction(force_rollback=True):

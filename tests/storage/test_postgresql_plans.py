@@ -345,6 +345,36 @@ def test_what_operators_have_set_is_read_without_a_lock(
     assert not [node for node in nodes(locking[0]) if node.get("Relation Name") == "creche_queues"]
 
 
+@pytest.fixture
+def empty(postgresql_dsn: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    """A schema without jobs: what an index can be asked does not depend on how many there are."""
+    with psycopg.connect(postgresql_dsn, autocommit=True) as connection:
+        for migration in load("postgresql").migrations:
+            connection.execute(migration.sql.encode())
+        connection.execute("SET enable_seqscan = off")
+        yield connection
+
+
+@pytest.mark.parametrize("mode", ["custom", "generic"])
+@pytest.mark.parametrize(
+    ("case", "index", "bound"),
+    [
+        ("promote", "creche_jobs_due", "available_at <="),
+        ("prune", "creche_jobs_finished", "completed_at <="),
+        ("prune dead letters", "creche_dead_letters_buried", "buried_at <="),
+        ("prune watches", "creche_watches_since", "since <="),
+    ],
+)
+def test_an_index_is_asked_for_what_is_due_by_the_clock_and_not_walked_over(
+    empty: psycopg.Connection[tuple[Any, ...]], case: str, index: str, bound: str, mode: str
+) -> None:
+    name, parameters, _ = HOT[case]
+    plan = explain(empty, name, {**parameters, "now": None}, mode)
+    conditions = [node.get("Index Cond", "") for node in plan if node.get("Index Name") == index]
+    assert any(bound in condition for condition in conditions)
+    assert not any(bound in node.get("Filter", "") for node in plan)
+
+
 def test_a_renewal_writes_no_index(crowded: psycopg.Connection[tuple[Any, ...]]) -> None:
     indexed = {
         column

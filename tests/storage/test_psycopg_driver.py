@@ -223,6 +223,7 @@ async def test_a_commit_is_not_torn_by_a_cancellation(dsn: str) -> None:
             async with connection.transaction():
                 await connection.execute("CREATE TEMPORARY TABLE committed (n int)")
                 scope.cancel()
+        assert connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
         assert await value(connection, "SELECT count(*) FROM committed") == 0
 
 
@@ -245,6 +246,10 @@ async def test_a_commit_without_an_answer_ends_with_an_unknown_outcome(
                 await connection.execute("INSERT INTO lazy VALUES (1)")
         assert 0.25 < current_time() - began < 0.9
         assert connection.closed
+    async with connected(dsn) as observer:
+        with fail_after(5):  # nobody has asked the server to end the commit: of that, it might tell a false success
+            while not await value(observer, "SELECT count(*) FROM lazy"):
+                await anyio.sleep(0.05)
 
 
 async def test_a_commit_that_gave_up_on_its_standby_is_no_success() -> None:

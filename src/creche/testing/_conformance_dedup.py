@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -34,6 +35,8 @@ from creche.testing._conformance_base import (
 PRINT = b"\x00" * 31 + b"\xff"
 OTHER_PRINT = b"\xff" + b"\x00" * 31
 CALLERS = 20
+ROUNDS = 10
+"""At first most callers wait while connections are made, and come one after the other: no rivals of anybody yet."""
 
 
 async def _at_once(storage: Storage, batches: Sequence[Sequence[NewJob]]) -> list[tuple[NewJob, Insertion]]:
@@ -47,6 +50,15 @@ async def _at_once(storage: Storage, batches: Sequence[Sequence[NewJob]]) -> lis
         for batch in batches:
             callers.start_soon(send, batch)
     return answered
+
+
+async def _winner(storage: Storage, **options: Any) -> UUID:
+    """Dispatch the same job many times at once; return the id that all of them got, and that one of them inserted."""
+    answered = await _at_once(storage, [[new_job(**options)] for _ in range(CALLERS)])
+    inserted = [job.id for job, answer in answered if answer.inserted]
+    assert len(inserted) == 1
+    assert [answer.job_id for _, answer in answered] == inserted * CALLERS
+    return inserted[0]
 
 
 class KeyConformance(Suite):
@@ -95,11 +107,8 @@ class KeyConformance(Suite):
         assert [answer.job_id for answer in answers] == [first, second, first, second, first]
 
     async def test_of_many_callers_with_one_key_exactly_one_inserts(self, storage: Storage) -> None:
-        answered = await _at_once(storage, [[new_job(idempotency_key="once")] for _ in range(CALLERS)])
-        (winner,) = [job for job, answer in answered if answer.inserted]
-        assert {answer.job_id for _, answer in answered} == {winner.id}
-        assert len(answered) == CALLERS
-        assert [record.id for record in await storage.list(JobFilter(), 10)] == [winner.id]
+        winners = [await _winner(storage, idempotency_key=f"once {number}") for number in range(ROUNDS)]
+        assert sorted(record.id for record in await storage.list(JobFilter(), CALLERS)) == sorted(winners)
 
     async def test_the_key_is_asked_before_the_fingerprint_and_the_id_before_both(self, storage: Storage) -> None:
         keyed = await add(storage, idempotency_key="once")
@@ -237,11 +246,8 @@ class FingerprintConformance(Suite):
         ]
 
     async def test_of_many_callers_with_one_fingerprint_exactly_one_inserts(self, storage: Storage) -> None:
-        answered = await _at_once(storage, [[new_job(fingerprint=PRINT)] for _ in range(CALLERS)])
-        (winner,) = [job for job, answer in answered if answer.inserted]
-        assert {answer.job_id for _, answer in answered} == {winner.id}
-        assert len(answered) == CALLERS
-        assert [record.id for record in await storage.list(JobFilter(), 10)] == [winner.id]
+        winners = [await _winner(storage, fingerprint=bytes([number]) * 32) for number in range(ROUNDS)]
+        assert sorted(record.id for record in await storage.list(JobFilter(), CALLERS)) == sorted(winners)
 
     async def test_of_many_callers_after_a_result_went_stale_exactly_one_inserts(self, storage: Storage) -> None:
         old: Lease = await hold(storage, fingerprint=PRINT, result_ttl=60.0, now=at(-120))
