@@ -12,7 +12,6 @@ import json
 import random
 import re
 import socket
-import sqlite3
 import sys
 import tempfile
 import threading
@@ -22,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import anyio
 from attrs import frozen
@@ -32,8 +30,9 @@ if __name__ == "__main__":
 
 from creche import ExponentialBackoff, Job, Queue, Status, Worker
 from creche.storage import open_storage
-from creche.testing.servers import connect_mysql
-from faults.herd import Entry, Herd, Ledger, ended_well, read_ledgers, take_turns
+from creche.testing._backdoor import connect, read, reroute, write
+from creche.testing._herd import Herd, ended_well, take_turns
+from creche.testing._ledger import Entry, Ledger, read_ledgers
 from faults.storm import ENGINES, database
 
 TABLE: Final = (
@@ -70,32 +69,6 @@ class Plan:
     concurrency: int = 5
     careless: bool = False
     loop: str = "both"
-
-
-def connect(dsn: str) -> Any:
-    """Open a connection of the user's own: sqlite3's, psycopg's or PyMySQL's, in no transaction yet."""
-    if dsn.startswith("sqlite"):
-        return sqlite3.connect(dsn.removeprefix("sqlite:///"), timeout=30)
-    if dsn.startswith("postgres"):
-        import psycopg
-
-        return psycopg.connect(dsn)
-    return connect_mysql(dsn, autocommit=False)
-
-
-def write(dsn: str, *statements: str) -> None:
-    """Run statements in one transaction."""
-    with closing(connect(dsn)) as connection, closing(connection.cursor()) as cursor:
-        for statement in statements:
-            cursor.execute(statement)
-        connection.commit()
-
-
-def read(dsn: str, statement: str) -> list[tuple[Any, ...]]:
-    """Return the rows of a query."""
-    with closing(connect(dsn)) as connection, closing(connection.cursor()) as cursor:
-        cursor.execute(statement)
-        return list(cursor.fetchall())
 
 
 # --- who takes part ---------------------------------------------------------------------------------
@@ -162,17 +135,6 @@ class Cast:
                 await anyio.sleep(0.1)
 
 
-def reroute(dsn: str, listener: socket.socket) -> tuple[tuple[str, int], str]:
-    """Return where a server is, and the DSN by which it is reached through somebody who listens and can read."""
-    parts = urlsplit(dsn)
-    assert parts.hostname, "a DSN that says a host: only connections over TCP can be cut"
-    plain = "sslmode=disable" if parts.scheme.startswith("postgres") else "ssl_mode=disabled"
-    netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{listener.getsockname()[1]}"
-    query = f"{parts.query}&{plain}" if parts.query else plain
-    port = parts.port or (5432 if parts.scheme.startswith("postgres") else 3306)
-    return (parts.hostname, port), parts._replace(netloc=netloc, query=query).geturl()
-
-
 def cut_commits(listener: socket.socket, server: tuple[str, int], odds: float, ledger: Ledger) -> None:
     """Stand between workers and their server; of some commits lose the answer, of some the commit itself."""
     while True:
@@ -232,7 +194,7 @@ def run(dsn: str, plan: Plan, folder: Path) -> None:
             herd.alone("user", lambda _: write(dsn, TABLE))
             herd.alone("dispatcher", play(lambda cast: cast.dispatch))
             if plan.cuts:
-                server, workers_dsn = reroute(dsn, listener)
+                server, workers_dsn = reroute(dsn, listener.getsockname()[1])
                 herd.start("proxy", lambda ledger: cut_commits(listener, server, plan.cuts, ledger))
             until = time.monotonic() + plan.seconds
             for _ in range(plan.workers):

@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
 
-from faults.herd import Entry, Ledger, read_ledgers
+from creche.testing._ledger import Entry, Ledger, read_ledgers
 
 # pytest, for it is the program that is forked; drivers, for each process would import them anew.
 _PRELOADED: Final = ["pytest", "psycopg_pool", "asyncmy", "trio", "anyio._backends._asyncio", "anyio._backends._trio"]

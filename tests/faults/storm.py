@@ -30,8 +30,9 @@ if __name__ == "__main__":
 from creche import Callback, Job, Queue, Status, Worker, events
 from creche.errors import CrecheError
 from creche.storage import open_storage
+from creche.testing._herd import Herd, ended_well, take_turns
+from creche.testing._ledger import Entry, Ledger, read_ledgers
 from creche.testing.servers import private_mariadb, private_mysql, private_postgresql
-from faults.herd import Entry, Herd, Ledger, ended_well, read_ledgers, take_turns
 
 ACTIVE: Final = [status for status in Status if status.active]
 ENGINES: Final = ("sqlite", "postgresql", "mariadb", "mysql")
