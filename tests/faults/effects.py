@@ -32,7 +32,7 @@ from creche import ExponentialBackoff, Job, Queue, Status, Worker
 from creche.storage import open_storage
 from creche.testing._backdoor import connect, read, reroute, write
 from creche.testing._herd import Herd, ended_well, take_turns
-from creche.testing._ledger import Entry, Ledger, read_ledgers
+from creche.testing._ledger import Chronicle, Ledger, read_ledgers
 from faults.storm import ENGINES, database
 
 TABLE: Final = (
@@ -235,11 +235,10 @@ class Done:
 
 
 @frozen(kw_only=True)
-class Story:
+class Story(Chronicle):
     """All that is known."""
 
     plan: Plan
-    entries: Sequence[Entry]
     effects: Sequence[Effect]
     jobs: Sequence[Done]
 
@@ -277,7 +276,7 @@ def audit(story: Story) -> Iterator[str]:
             yield f"{job.id} has {effects[job.id]} rows"
         if job.status != Status.COMPLETED or job.result != str(job.number):
             yield f"{job.id}, number {job.number}, is {job.status} with the result {job.result}"
-    begun = {(each["job"], each["who"], each["attempt"]) for each in story.entries if each["what"] == "begin"}
+    begun = {(each["job"], each["who"], each["attempt"]) for each in story.all("begin")}
     for effect in story.effects:
         if effect.job not in jobs or effect.attempt != jobs[effect.job].attempts:
             yield f"{effect.job} has a row of attempt {effect.attempt}, which is not the one that completed it"
@@ -288,9 +287,8 @@ def audit(story: Story) -> Iterator[str]:
 
 
 def _audit_processes(story: Story) -> Iterator[str]:
-    dismissed = min((each["at"] for each in story.entries if each["what"] == "dismissed"), default=0.0)
-    for each in story.entries:
-        if each["what"] == "ended" and not ended_well(each, dismissed):
+    for each in story.all("ended"):
+        if not ended_well(each, story.dismissed):
             yield f"{each['name']} ended with {each['code']}"
     numbers = counts(story)
     if story.plan.calm and not numbers["killed with a transaction open"]:
@@ -300,13 +298,13 @@ def _audit_processes(story: Story) -> Iterator[str]:
 
 
 def _committed(story: Story) -> Counter[str]:
-    return Counter(each["job"] for each in story.entries if each["what"] == "end")
+    return Counter(each["job"] for each in story.all("end"))
 
 
 def counts(story: Story) -> dict[str, int]:
     """Return what happened, in numbers."""
     what = Counter(entry["what"] for entry in story.entries)
-    cuts = Counter(entry["sent"] for entry in story.entries if entry["what"] == "cut")
+    cuts = Counter(entry["sent"] for entry in story.all("cut"))
     return {
         "jobs": len(story.jobs),
         "rows": len(story.effects),
@@ -325,17 +323,16 @@ def counts(story: Story) -> dict[str, int]:
 
 def _struck(story: Story) -> set[tuple[str, int]]:
     """Return the runs of killed workers that had written and not come to their end."""
-    killed = {entry["name"] for entry in story.entries if entry["what"] == "killed"}
+    killed = {entry["name"] for entry in story.all("killed")}
 
     def runs(what: str) -> set[tuple[str, int]]:
-        found = [entry for entry in story.entries if entry["what"] == what and entry["who"] in killed]
-        return {(entry["job"], entry["token"]) for entry in found}
+        return {(entry["job"], entry["token"]) for entry in story.all(what) if entry["who"] in killed}
 
     return runs("written") - runs("end")
 
 
 def _length(story: Story) -> float:
-    times = [entry["at"] for entry in story.entries if entry["what"] in {"begin", "end"}]
+    times = [entry["at"] for entry in story.all("begin", "end")]
     return max(times) - min(times) if times else 0.0
 
 

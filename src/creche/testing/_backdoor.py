@@ -5,6 +5,7 @@ there by somebody who stands in between.
 from __future__ import annotations
 
 import sqlite3
+import sys
 from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,13 @@ def connect(dsn: str) -> Any:
 
         return psycopg.connect(dsn)
     return connect_mysql(dsn, autocommit=False)
+
+
+def driver_errors() -> tuple[type[Exception], ...]:
+    """Return what drivers raise, of those that this process has loaded."""
+    names = ("sqlite3", "Error"), ("psycopg", "Error"), ("pymysql", "Error"), ("asyncmy.errors", "MySQLError")
+    found = [getattr(sys.modules.get(module), name, None) for module, name in names]
+    return tuple(each for each in found if each is not None)
 
 
 def write(dsn: str, *statements: str) -> None:

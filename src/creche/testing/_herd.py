@@ -46,9 +46,13 @@ class Herd:
 
     Args:
         folder: where the ledgers are.
+
+    Attributes:
+        codes: how each ended that is gone: what it returned, or minus the signal that ended it.
     """
 
     folder: Path
+    codes: dict[str, int] = field(factory=dict, init=False)
     _ledger: Ledger = field(init=False)
     _alive: dict[str, int] = field(factory=dict, init=False)
     _frozen: set[str] = field(factory=set, init=False)
@@ -78,6 +82,7 @@ class Herd:
                 sys.stdout.flush()
                 os._exit(status)
         self._alive[who] = pid
+        self._ledger.note("born", name=who)
         return who
 
     def names(self, role: str) -> list[str]:
@@ -107,6 +112,7 @@ class Herd:
         _, status = os.waitpid(self._alive.pop(who), 0)
         self._frozen.discard(who)
         if os.WIFSIGNALED(status):
+            self.codes[who] = os.waitstatus_to_exitcode(status)
             self._ledger.note("killed", name=who, struck=struck)
         else:
             self._ended(who, status)
@@ -174,11 +180,13 @@ class Herd:
         """
         who = self.start(role, run)
         _, status = os.waitpid(self._alive.pop(who), 0)
+        self._ended(who, status)
         if status != 0:
-            raise RuntimeError(f"{who} did not succeed: {os.waitstatus_to_exitcode(status)}")
+            raise RuntimeError(f"{who} did not succeed: {self.codes[who]}")
 
     def _ended(self, who: str, status: int) -> None:
-        self._ledger.note("ended", name=who, code=os.waitstatus_to_exitcode(status))
+        code = self.codes[who] = os.waitstatus_to_exitcode(status)
+        self._ledger.note("ended", name=who, code=code)
 
 
 def _die_with_the_parent() -> None:

@@ -1,4 +1,5 @@
-"""Ledgers: what each process of a run wrote down for itself, a line each, on a clock that all of them share.
+"""Ledgers: what each process of a run wrote down for itself, a line each, on a clock that all of them share; and the
+chronicle that they make together.
 
 It knows no process and no job. A line that was written stays, whatever becomes of who wrote it.
 """
@@ -8,9 +9,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from attrs import frozen
 
 Entry: TypeAlias = dict[str, Any]
 
@@ -31,6 +35,38 @@ class Ledger:
         """Add a line. `at` is on a clock that all processes of this machine share, and that never jumps."""
         entry = {"at": time.monotonic(), "who": self.who, "what": what, **facts}
         os.write(self._file, json.dumps(entry).encode() + b"\n")
+
+
+@frozen(kw_only=True)
+class Chronicle:
+    """All that was written down.
+
+    Attributes:
+        entries: of everybody, in the order of time.
+    """
+
+    entries: Sequence[Entry]
+
+    def all(self, *what: str) -> list[Entry]:
+        """Return the entries of these kinds."""
+        return [entry for entry in self.entries if entry["what"] in what]
+
+    def by(self, fact: str, *what: str) -> defaultdict[Any, list[Entry]]:
+        """Return entries by the value of one of their facts, each list in the order of time."""
+        found = defaultdict[Any, list[Entry]](list)
+        for entry in self.all(*what):
+            found[entry[fact]].append(entry)
+        return found
+
+    @property
+    def dismissed(self) -> float:
+        """When workers were asked to end; 0 if they never were."""
+        return min((entry["at"] for entry in self.all("dismissed")), default=0.0)
+
+
+def read_ledger(folder: Path, who: str) -> list[Entry]:
+    """Return what one process did."""
+    return list(_entries(folder / f"{who}.ledger"))
 
 
 def read_ledgers(folder: Path) -> list[Entry]:
