@@ -52,10 +52,10 @@ class Herd:
     """
 
     folder: Path
-    codes: dict[str, int] = field(factory=dict, init=False)
+    codes: dict[str, int] = field(factory=dict[str, int], init=False)
     _ledger: Ledger = field(init=False)
-    _alive: dict[str, int] = field(factory=dict, init=False)
-    _frozen: set[str] = field(factory=set, init=False)
+    _alive: dict[str, int] = field(factory=dict[str, int], init=False)
+    _frozen: set[str] = field(factory=set[str], init=False)
     _born: int = field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:

@@ -92,7 +92,8 @@ class Dispatcher:
     """
 
     def __init__(self, dsn: str, ledger: Ledger, plan: Plan, unanswered: Sequence[Entry] = ()) -> None:
-        self._queue = Queue(dsn)
+        self._file = dsn.startswith("sqlite")
+        self._queue = Queue(dsn if self._file else f"{dsn}&call_timeout={plan.answer:g}")
         self._ledger = ledger
         self._plan = plan
         self._unanswered = unanswered
@@ -146,7 +147,10 @@ class Dispatcher:
                 try:
                     return await (self._borrow(ask) if borrowed else self._dispatch(ask))
                 except StorageUnavailable as error:
-                    self._ledger.note("unknown", key=ask.key, why="no answer", error=str(error)[:80])
+                    # A file says what became of it, and what was never sent has become of nothing.
+                    known = self._file or str(error).startswith("no connection")
+                    what = "refused" if known else "unknown"
+                    self._ledger.note(what, key=ask.key, why="no answer", error=str(error)[:80])
                     if ask.rolled_back:
                         return None  # whatever became of it, nobody asked to commit it
             if scope.cancelled_caught:

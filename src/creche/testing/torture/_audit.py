@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Final, TypeAlias
 
+from creche.testing._ledger import Entry
 from creche.testing.torture._jobs import EXIT
 from creche.testing.torture._overruns import overruns
 from creche.testing.torture._story import Attempt, Row, Story
@@ -41,7 +42,7 @@ def check_unanswered(story: Story) -> Iterator[str]:
 
 def check_unasked(story: Story) -> Iterator[str]:
     """Each job was asked for, once, and not in a transaction that was rolled back."""
-    asks = {entry["key"]: entry["ask"] for entry in story.all("asked")}
+    asks: dict[str | None, Entry] = {entry["key"]: entry["ask"] for entry in story.all("asked")}
     made = Counter(row.key for row in story.rows)
     for row in story.rows:
         ask = asks.get(row.key)

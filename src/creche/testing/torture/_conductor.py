@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -113,18 +113,12 @@ class Conductor:
             return
         with ExitStack() as stack:
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=200))
-            control, theirs = map(stack.enter_context, socket.socketpair())
+            ours, theirs = socket.socketpair()
+            stack.callback(theirs.close)
+            wire = stack.enter_context(closing(Wire(ours)))
             server, self._entrance = reroute(ground.entrance, listener.getsockname()[1])
-
-            async def stand_between(ledger: Ledger) -> None:
-                control.close()
-                await Proxy(server, ledger).run(listener, theirs)
-
-            self._herd.start("proxy", self._played(stand_between))
-            try:
-                yield Wire(control)
-            finally:
-                control.shutdown(socket.SHUT_RDWR)  # everybody has inherited it: to close it tells nobody
+            self._herd.start("proxy", self._played(lambda ledger: Proxy(server, ledger).run(listener, theirs)))
+            yield wire
 
     # --- who is there -------------------------------------------------------------------------------
 

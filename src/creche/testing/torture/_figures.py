@@ -70,8 +70,8 @@ def unknown_outcomes(story: Story) -> Mapping[str, int]:
     """Return how often nobody could know whether something was done, by what it was: the wire's cuts are what the
     database was told; the others are what callers had to ask again for.
     """
-    # However often it was sent again: while a disk is full, that is known to have failed.
-    found = Counter(f"dispatch: {why}" for _, why in {(entry["key"], entry["why"]) for entry in story.all("unknown")})
+    once = {(entry["key"], entry["why"]) for entry in story.all("unknown")}  # however often it was sent again
+    found = Counter(f"dispatch: {why}" for _, why in once)
     found.update(f"answer cut off: {entry['about']}" for entry in story.all("cut") if entry["sent"])
     for attempts in story.attempts.values():
         for attempt in attempts:

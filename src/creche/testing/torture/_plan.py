@@ -46,6 +46,7 @@ class Plan:
         workers: processes that work, and are killed.
         elders: processes that work, and are spared what would end them, so that leaks have time to show.
         concurrency: jobs at once in each.
+        answer: that dispatchers give a server; a file has the time that its storage gives it.
         lease: of each job.
         attempts: that a job has at most.
         fingerprints: that dispatches of single-flight jobs draw from.
@@ -61,11 +62,12 @@ class Plan:
     engine: str = "sqlite"
     seconds: float = 600.0
     seed: int = 0
-    rate: float = 30.0
+    rate: float = 40.0
     dispatchers: int = 3
     workers: int = 4
     elders: int = 2
     concurrency: int = 8
+    answer: float = 3.0
     lease: float = 2.0
     attempts: int = 5
     fingerprints: int = 20

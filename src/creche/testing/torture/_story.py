@@ -208,7 +208,7 @@ def _id(value: object) -> str:
     return str(UUID(bytes=bytes(value))) if isinstance(value, bytes) else str(value)
 
 
-def _text(value: object, *, hexadecimal: bool = False) -> str | None:
+def _text(value: Any, *, hexadecimal: bool = False) -> str | None:
     if isinstance(value, bytes | memoryview):
         return bytes(value).hex() if hexadecimal else bytes(value).decode()
     return None if value is None else str(value)

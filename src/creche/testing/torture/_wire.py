@@ -81,10 +81,10 @@ CLEAR: Final = Weather()
 
 
 class Wire:
-    """Tells the proxy what to do.
+    """Tells the proxy what to do, until it is closed: then the proxy ends.
 
     Args:
-        control: a socket whose other end the proxy has.
+        control: a socket whose other end the proxy has; others may have inherited it.
     """
 
     def __init__(self, control: socket.socket) -> None:
@@ -102,6 +102,12 @@ class Wire:
         finally:
             self._laid.remove(facts)
             self._tell()
+
+    def close(self) -> None:
+        """Have the proxy end."""
+        self._control.shutdown(socket.SHUT_RDWR)  # others may have the socket, too: to close it would tell nobody
+        self._lines.close()
+        self._control.close()
 
     def reset(self) -> None:
         """Reset every connection that is open now."""
@@ -135,15 +141,16 @@ class Proxy:
         self.weather = CLEAR
 
     async def run(self, listener: socket.socket, control: socket.socket) -> None:
-        """Stand there until the conductor's end of the line is closed."""
-        async with create_task_group() as tasks:
-            tasks.start_soon((await SocketListener.from_socket(listener)).serve, self._link)
-            stream = await UNIXSocketStream.from_socket(control)
-            lines = BufferedByteReceiveStream(stream)
+        """Stand there until the conductor's end of the line is closed. Both sockets are this one's from now on."""
+        door = await SocketListener.from_socket(listener)
+        line = await UNIXSocketStream.from_socket(control)
+        async with door, line, create_task_group() as tasks:
+            tasks.start_soon(door.serve, self._link)
+            words = BufferedByteReceiveStream(line)
             with suppress(EndOfStream, IncompleteRead):
                 while True:
-                    await self._obey(json.loads(await lines.receive_until(b"\n", _CHUNK)))
-                    await stream.send(b"done\n")
+                    await self._obey(json.loads(await words.receive_until(b"\n", _CHUNK)))
+                    await line.send(b"done\n")
             tasks.cancel_scope.cancel()
 
     async def change(self) -> None:
