@@ -14,9 +14,8 @@ from urllib.parse import unquote
 import pymysql
 import pytest
 
-from creche.testing.servers import ForeignServer, PostgreSQLServer, private_postgresql
+from creche.testing.servers import ForeignServer, PostgreSQLServer, private_pgbouncer, private_postgresql
 from missing import unless_missing
-from pgbouncers import private_pgbouncer
 
 Doctor = Callable[..., Mapping[str, str]]
 LATE = """

@@ -13,7 +13,7 @@ import anyio
 from attrs import frozen
 
 from creche import Job, Queue, Tasks, Worker, events
-from faults.herd import Ledger
+from creche.testing._ledger import Ledger
 
 tasks = Tasks()
 

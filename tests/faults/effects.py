@@ -12,7 +12,6 @@ import json
 import random
 import re
 import socket
-import sqlite3
 import sys
 import tempfile
 import threading
@@ -22,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import anyio
 from attrs import frozen
@@ -32,8 +30,9 @@ if __name__ == "__main__":
 
 from creche import ExponentialBackoff, Job, Queue, Status, Worker
 from creche.storage import open_storage
-from creche.testing.servers import connect_mysql
-from faults.herd import Entry, Herd, Ledger, ended_well, read_ledgers, take_turns
+from creche.testing._backdoor import connect, read, reroute, write
+from creche.testing._herd import Herd, ended_well, take_turns
+from creche.testing._ledger import Chronicle, Ledger, read_ledgers
 from faults.storm import ENGINES, database
 
 TABLE: Final = (
@@ -70,32 +69,6 @@ class Plan:
     concurrency: int = 5
     careless: bool = False
     loop: str = "both"
-
-
-def connect(dsn: str) -> Any:
-    """Open a connection of the user's own: sqlite3's, psycopg's or PyMySQL's, in no transaction yet."""
-    if dsn.startswith("sqlite"):
-        return sqlite3.connect(dsn.removeprefix("sqlite:///"), timeout=30)
-    if dsn.startswith("postgres"):
-        import psycopg
-
-        return psycopg.connect(dsn)
-    return connect_mysql(dsn, autocommit=False)
-
-
-def write(dsn: str, *statements: str) -> None:
-    """Run statements in one transaction."""
-    with closing(connect(dsn)) as connection, closing(connection.cursor()) as cursor:
-        for statement in statements:
-            cursor.execute(statement)
-        connection.commit()
-
-
-def read(dsn: str, statement: str) -> list[tuple[Any, ...]]:
-    """Return the rows of a query."""
-    with closing(connect(dsn)) as connection, closing(connection.cursor()) as cursor:
-        cursor.execute(statement)
-        return list(cursor.fetchall())
 
 
 # --- who takes part ---------------------------------------------------------------------------------
@@ -162,17 +135,6 @@ class Cast:
                 await anyio.sleep(0.1)
 
 
-def reroute(dsn: str, listener: socket.socket) -> tuple[tuple[str, int], str]:
-    """Return where a server is, and the DSN by which it is reached through somebody who listens and can read."""
-    parts = urlsplit(dsn)
-    assert parts.hostname, "a DSN that says a host: only connections over TCP can be cut"
-    plain = "sslmode=disable" if parts.scheme.startswith("postgres") else "ssl_mode=disabled"
-    netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{listener.getsockname()[1]}"
-    query = f"{parts.query}&{plain}" if parts.query else plain
-    port = parts.port or (5432 if parts.scheme.startswith("postgres") else 3306)
-    return (parts.hostname, port), parts._replace(netloc=netloc, query=query).geturl()
-
-
 def cut_commits(listener: socket.socket, server: tuple[str, int], odds: float, ledger: Ledger) -> None:
     """Stand between workers and their server; of some commits lose the answer, of some the commit itself."""
     while True:
@@ -232,7 +194,7 @@ def run(dsn: str, plan: Plan, folder: Path) -> None:
             herd.alone("user", lambda _: write(dsn, TABLE))
             herd.alone("dispatcher", play(lambda cast: cast.dispatch))
             if plan.cuts:
-                server, workers_dsn = reroute(dsn, listener)
+                server, workers_dsn = reroute(dsn, listener.getsockname()[1])
                 herd.start("proxy", lambda ledger: cut_commits(listener, server, plan.cuts, ledger))
             until = time.monotonic() + plan.seconds
             for _ in range(plan.workers):
@@ -273,11 +235,10 @@ class Done:
 
 
 @frozen(kw_only=True)
-class Story:
+class Story(Chronicle):
     """All that is known."""
 
     plan: Plan
-    entries: Sequence[Entry]
     effects: Sequence[Effect]
     jobs: Sequence[Done]
 
@@ -315,7 +276,7 @@ def audit(story: Story) -> Iterator[str]:
             yield f"{job.id} has {effects[job.id]} rows"
         if job.status != Status.COMPLETED or job.result != str(job.number):
             yield f"{job.id}, number {job.number}, is {job.status} with the result {job.result}"
-    begun = {(each["job"], each["who"], each["attempt"]) for each in story.entries if each["what"] == "begin"}
+    begun = {(each["job"], each["who"], each["attempt"]) for each in story.all("begin")}
     for effect in story.effects:
         if effect.job not in jobs or effect.attempt != jobs[effect.job].attempts:
             yield f"{effect.job} has a row of attempt {effect.attempt}, which is not the one that completed it"
@@ -326,9 +287,8 @@ def audit(story: Story) -> Iterator[str]:
 
 
 def _audit_processes(story: Story) -> Iterator[str]:
-    dismissed = min((each["at"] for each in story.entries if each["what"] == "dismissed"), default=0.0)
-    for each in story.entries:
-        if each["what"] == "ended" and not ended_well(each, dismissed):
+    for each in story.all("ended"):
+        if not ended_well(each, story.dismissed):
             yield f"{each['name']} ended with {each['code']}"
     numbers = counts(story)
     if story.plan.calm and not numbers["killed with a transaction open"]:
@@ -338,13 +298,13 @@ def _audit_processes(story: Story) -> Iterator[str]:
 
 
 def _committed(story: Story) -> Counter[str]:
-    return Counter(each["job"] for each in story.entries if each["what"] == "end")
+    return Counter(each["job"] for each in story.all("end"))
 
 
 def counts(story: Story) -> dict[str, int]:
     """Return what happened, in numbers."""
     what = Counter(entry["what"] for entry in story.entries)
-    cuts = Counter(entry["sent"] for entry in story.entries if entry["what"] == "cut")
+    cuts = Counter(entry["sent"] for entry in story.all("cut"))
     return {
         "jobs": len(story.jobs),
         "rows": len(story.effects),
@@ -363,17 +323,16 @@ def counts(story: Story) -> dict[str, int]:
 
 def _struck(story: Story) -> set[tuple[str, int]]:
     """Return the runs of killed workers that had written and not come to their end."""
-    killed = {entry["name"] for entry in story.entries if entry["what"] == "killed"}
+    killed = {entry["name"] for entry in story.all("killed")}
 
     def runs(what: str) -> set[tuple[str, int]]:
-        found = [entry for entry in story.entries if entry["what"] == what and entry["who"] in killed]
-        return {(entry["job"], entry["token"]) for entry in found}
+        return {(entry["job"], entry["token"]) for entry in story.all(what) if entry["who"] in killed}
 
     return runs("written") - runs("end")
 
 
 def _length(story: Story) -> float:
-    times = [entry["at"] for entry in story.entries if entry["what"] in {"begin", "end"}]
+    times = [entry["at"] for entry in story.all("begin", "end")]
     return max(times) - min(times) if times else 0.0
 
 

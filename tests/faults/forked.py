@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
 
-from faults.herd import Entry, Ledger, read_ledgers
+from creche.testing._ledger import Entry, Ledger, read_ledgers
 from processes import stands_still
 
 # pytest, for it is the program that is forked; drivers, for each process would import them anew.

@@ -19,7 +19,7 @@ from attrs import frozen
 from creche import Queue, Tasks, Worker, events
 from creche.cli import cli
 from creche.errors import ListenerDeaf
-from faults.herd import Ledger
+from creche.testing._ledger import Ledger
 
 MOMENTS: Final = ("idle", "reserving", "coroutine", "thread", "process", "settling", "settled", "renewing")
 """What a worker is doing: nothing; a reserve is on its way back; a handler runs in one of three ways; a settle is on

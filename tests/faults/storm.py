@@ -30,8 +30,9 @@ if __name__ == "__main__":
 from creche import Callback, Job, Queue, Status, Worker, events
 from creche.errors import CrecheError
 from creche.storage import open_storage
+from creche.testing._herd import Herd, ended_well, take_turns
+from creche.testing._ledger import Chronicle, Entry, Ledger, read_ledgers
 from creche.testing.servers import private_mariadb, private_mysql, private_postgresql
-from faults.herd import Entry, Herd, Ledger, ended_well, read_ledgers, take_turns
 
 ACTIVE: Final = [status for status in Status if status.active]
 ENGINES: Final = ("sqlite", "postgresql", "mariadb", "mysql")
@@ -197,23 +198,12 @@ class Row:
 
 
 @frozen(kw_only=True)
-class Story:
+class Story(Chronicle):
     """All that is known of a storm."""
 
     weather: Weather
-    entries: Sequence[Entry]
     rows: Sequence[Row]
     dead_letters: int = 0
-
-    def all(self, *what: str) -> list[Entry]:
-        return [entry for entry in self.entries if entry["what"] in what]
-
-    def by(self, fact: str, *what: str) -> dict[Any, list[Entry]]:
-        """Return entries by the value of one of their facts, each list in the order of time."""
-        found = defaultdict[Any, list[Entry]](list)
-        for entry in self.all(*what):
-            found[entry[fact]].append(entry)
-        return found
 
 
 async def _read_rows(dsn: str) -> tuple[list[Row], int]:
@@ -373,9 +363,8 @@ def check_rest(story: Story) -> Iterator[str]:
 
 def check_processes(story: Story) -> Iterator[str]:
     """Who was not killed ended well, and no worker ended by itself."""
-    dismissed = min((entry["at"] for entry in story.all("dismissed")), default=0.0)
     for entry in story.all("ended"):
-        if not ended_well(entry, dismissed):
+        if not ended_well(entry, story.dismissed):
             yield f"{entry['name']} ended with {entry['code']}"
     dispatchers = [entry for entry in story.all("ended") if entry["name"].startswith("dispatcher")]
     if len(dispatchers) != story.weather.processes:

@@ -17,9 +17,11 @@ import pytest
 from attrs import evolve
 
 from creche import NotCommitted, Queue, Receipt, Status
+from creche.testing._backdoor import connect, read, write
+from creche.testing._herd import run_program
+from creche.testing._ledger import Entry
 from creche.testing.servers import MariaDBServer, MySQLServer, PostgreSQLServer
-from faults.effects import Done, Effect, Plan, Story, audit, connect, read, write
-from faults.herd import Entry, run_program
+from faults.effects import Done, Effect, Plan, Story, audit
 
 EFFECTS = Path(__file__).parent / "effects.py"
 PROGRAM = Path(__file__).parent / "program.py"

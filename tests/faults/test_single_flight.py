@@ -15,7 +15,8 @@ import pytest
 from attrs import evolve
 
 from creche import Status
-from faults.herd import Entry, Ledger, read_ledgers, run_program
+from creche.testing._herd import run_program
+from creche.testing._ledger import Entry, Ledger, read_ledgers
 from faults.storm import CHECKS, Row, Story, Weather, audit, counts
 
 PROGRAM = Path(__file__).parent / "storm.py"

@@ -19,9 +19,8 @@ from creche.storage import _postgresql_doctor as doctor
 from creche.storage import _postgresql_findings as findings
 from creche.storage._sql import load
 from creche.storage.postgresql import PostgreSQLStorage
-from creche.testing.servers import PostgreSQLServer, private_postgresql
+from creche.testing.servers import PgBouncer, PostgreSQLServer, private_pgbouncer, private_postgresql
 from missing import unless_missing
-from pgbouncers import PgBouncer, private_pgbouncer
 from sockets import closed_port
 
 pytestmark = pytest.mark.anyio

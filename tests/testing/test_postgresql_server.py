@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -80,6 +81,27 @@ def test_a_killed_server_comes_back_on_its_port_with_its_data(server: PostgreSQL
     server.start()
     server.start()
     assert setting(dsn, "port") == str(server.port)
+
+
+def test_a_frozen_server_answers_nobody_and_then_whoever_asked(server: PostgreSQLServer) -> None:
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        server.freeze()
+        connection.pgconn.send_query(b"SELECT 1")
+        assert not select.select([connection.fileno()], [], [], 0.2)[0]
+        server.thaw()
+        assert connection.pgconn.get_result() is not None
+        assert connection.pgconn.get_result() is None
+
+
+def test_a_server_that_is_asked_to_end_in_order_has_nothing_to_recover(server: PostgreSQLServer) -> None:
+    def recovered_after(stop: Callable[[], None]) -> bool:
+        said = server.log.stat().st_size
+        stop()
+        server.start()
+        return "was not properly shut down" in server.log.read_text()[said:]
+
+    assert not recovered_after(lambda: server.stop(signal.SIGINT))
+    assert recovered_after(server.stop)
 
 
 def test_a_bad_setting_is_an_error_with_the_log_in_it() -> None:

@@ -14,6 +14,7 @@ from creche.testing.servers._mysql import (
     private_mariadb,
     private_mysql,
 )
+from creche.testing.servers._pgbouncer import PgBouncer, find_pgbouncer, private_pgbouncer
 from creche.testing.servers._postgresql import PostgreSQLServer, find_postgresql, private_postgresql
 from creche.testing.servers._process import ForeignServer, PrivateServer, ServerFailed, ServerNotFound
 
@@ -21,6 +22,7 @@ __all__ = [
     "ForeignServer",
     "MariaDBServer",
     "MySQLServer",
+    "PgBouncer",
     "PostgreSQLServer",
     "PrivateServer",
     "ServerFailed",
@@ -28,8 +30,10 @@ __all__ = [
     "connect_mysql",
     "find_mariadb",
     "find_mysql",
+    "find_pgbouncer",
     "find_postgresql",
     "private_mariadb",
     "private_mysql",
+    "private_pgbouncer",
     "private_postgresql",
 ]

@@ -149,10 +149,12 @@ class PrivateServer(Databases):
             time.sleep(0.2 * attempt)
         raise self._failure("did not start")
 
-    def stop(self) -> None:
-        """Stop it at once: its sessions are cut, its next start recovers."""
+    def stop(self, word: signal.Signals | None = None) -> None:
+        """Stop it: its sessions are cut. At once, so that its next start recovers, unless another `word` than
+        `last_word` asks for something else: what its own manual says about signals.
+        """
         if self._server is not None:
-            self._server.send_signal(self.last_word)
+            self._server.send_signal(word or self.last_word)
             with suppress(subprocess.TimeoutExpired):
                 self._server.wait(10)
         self.kill()
@@ -175,6 +177,20 @@ class PrivateServer(Databases):
         while time.monotonic() < limit and any(map(_alive, sessions)):
             time.sleep(0.005)
         self._watch("")
+
+    def freeze(self) -> None:
+        """Stop it and all its sessions as they stand, until `thaw`. The kernel goes on taking connections for it."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen server go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._server is not None:
+            for process in [self._server.pid, *_children(self._server.pid)]:
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
 
     def remove(self) -> None:
         """Stop it, and delete everything it had."""

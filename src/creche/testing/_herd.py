@@ -1,5 +1,4 @@
-"""A herd of processes for storms: forked, so that a new one runs at once; killed at random; and the ledger that each
-writes for itself. It knows nothing of jobs.
+"""A herd of processes: forked, so that a new one runs at once; killed, frozen, asked to end. It knows nothing of jobs.
 
 Who forks must be a plain process: no thread, no event loop, no connection. So the programs that use this keep all of
 these in their herd.
@@ -7,7 +6,7 @@ these in their herd.
 
 from __future__ import annotations
 
-import json
+import ctypes
 import os
 import random
 import signal
@@ -18,41 +17,19 @@ import traceback
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 from attrs import define, field
 
-Entry: TypeAlias = dict[str, Any]
+from creche.testing._ledger import Entry, Ledger
 
 LOOPS: Final = ("asyncio", "trio")
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def take_turns(loop: str) -> Iterator[str]:
     """Yield which event loop the next process has: one of them, or both by turns."""
     return cycle(LOOPS if loop == "both" else [loop])
-
-
-class Ledger:
-    """What one process did, a line each; a line that was written is there whatever becomes of the process.
-
-    Args:
-        folder: where the ledgers of a storm are.
-        who: the process's name, like no other's.
-    """
-
-    def __init__(self, folder: Path, who: str) -> None:
-        self.who = who
-        self._file = os.open(folder / f"{who}.ledger", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-
-    def note(self, what: str, **facts: Any) -> None:
-        """Add a line. `at` is on a clock that all processes of this machine share, and that never jumps."""
-        entry = {"at": time.monotonic(), "who": self.who, "what": what, **facts}
-        os.write(self._file, json.dumps(entry).encode() + b"\n")
-
-
-def read_ledgers(folder: Path) -> list[Entry]:
-    """Return what everybody did, in the order of time."""
-    return sorted((entry for file in folder.glob("*.ledger") for entry in _entries(file)), key=lambda each: each["at"])
 
 
 def ended_well(entry: Entry, dismissed: float) -> bool:
@@ -63,22 +40,22 @@ def ended_well(entry: Entry, dismissed: float) -> bool:
     return entry["at"] >= dismissed and entry["code"] in {0, -signal.SIGTERM}
 
 
-def _entries(file: Path) -> Iterator[Entry]:
-    *lines, _torn = file.read_bytes().split(b"\n")  # nothing, or what a killed process had no time to end
-    return map(json.loads, lines)
-
-
 @define
 class Herd:
     """Processes of one storm. Their deaths are entries of the ledger "herd".
 
     Args:
         folder: where the ledgers are.
+
+    Attributes:
+        codes: how each ended that is gone: what it returned, or minus the signal that ended it.
     """
 
     folder: Path
+    codes: dict[str, int] = field(factory=dict[str, int], init=False)
     _ledger: Ledger = field(init=False)
-    _alive: dict[str, int] = field(factory=dict, init=False)
+    _alive: dict[str, int] = field(factory=dict[str, int], init=False)
+    _frozen: set[str] = field(factory=set[str], init=False)
     _born: int = field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -96,6 +73,7 @@ class Herd:
         if pid == 0:
             status = 1
             try:
+                _die_with_the_parent()
                 run(Ledger(self.folder, who))
                 status = 0
             except BaseException:  # noqa: BLE001 - nothing may get back to the parent's code
@@ -104,22 +82,58 @@ class Herd:
                 sys.stdout.flush()
                 os._exit(status)
         self._alive[who] = pid
+        self._ledger.note("born", name=who)
         return who
+
+    def names(self, role: str) -> list[str]:
+        """Return who of these is there, frozen ones too."""
+        return [who for who in self._alive if who.startswith(f"{role}-")]
+
+    def pid(self, who: str) -> int | None:
+        """Return the process that goes by this name; None if it is gone."""
+        return self._alive.get(who)
+
+    def choose(self, role: str) -> str | None:
+        """Return one of these at random, of those that are not frozen."""
+        awake = [who for who in self.names(role) if who not in self._frozen]
+        return random.choice(awake) if awake else None
 
     def kill_one(self, role: str) -> str | None:
         """Kill one of these at random, wherever it is; return its name once it is gone."""
-        chosen = [who for who in self._alive if who.startswith(f"{role}-")]
-        if not chosen:
-            return None
-        who = random.choice(chosen)
+        who = self.choose(role)
+        if who is not None:
+            self.kill(who)
+        return who
+
+    def kill(self, who: str) -> None:
+        """Kill a process, wherever it is, and wait until it is gone."""
         struck = time.monotonic()
         os.kill(self._alive[who], signal.SIGKILL)
         _, status = os.waitpid(self._alive.pop(who), 0)
+        self._frozen.discard(who)
         if os.WIFSIGNALED(status):
+            self.codes[who] = os.waitstatus_to_exitcode(status)
             self._ledger.note("killed", name=who, struck=struck)
         else:
             self._ended(who, status)
-        return who
+
+    def freeze(self, who: str) -> None:
+        """Stop a process as it stands, until `thaw`."""
+        self._frozen.add(who)
+        self._ledger.note("frozen", name=who)
+        os.kill(self._alive[who], signal.SIGSTOP)
+
+    def thaw(self, who: str) -> None:
+        """Let a frozen process go on, if it is still there."""
+        self._frozen.discard(who)
+        if who in self._alive:
+            self._ledger.note("thawed", name=who)
+            os.kill(self._alive[who], signal.SIGCONT)
+
+    def tell(self, who: str) -> None:
+        """Send a process SIGTERM."""
+        self._ledger.note("told", name=who)
+        os.kill(self._alive[who], signal.SIGTERM)
 
     def ask_to_end(self, role: str) -> None:
         """Send these SIGTERM."""
@@ -135,6 +149,7 @@ class Herd:
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
                 del self._alive[who]
+                self._frozen.discard(who)
                 self._ended(who, status)
                 ended.append(who)
         return ended
@@ -165,11 +180,19 @@ class Herd:
         """
         who = self.start(role, run)
         _, status = os.waitpid(self._alive.pop(who), 0)
+        self._ended(who, status)
         if status != 0:
-            raise RuntimeError(f"{who} did not succeed: {os.waitstatus_to_exitcode(status)}")
+            raise RuntimeError(f"{who} did not succeed: {self.codes[who]}")
 
     def _ended(self, who: str, status: int) -> None:
-        self._ledger.note("ended", name=who, code=os.waitstatus_to_exitcode(status))
+        code = self.codes[who] = os.waitstatus_to_exitcode(status)
+        self._ledger.note("ended", name=who, code=code)
+
+
+def _die_with_the_parent() -> None:
+    """Have the kernel kill this process when who forked it is gone, killed too: where it can be asked for that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def run_program(program: Path, *arguments: str, limit: float) -> tuple[int, str]:

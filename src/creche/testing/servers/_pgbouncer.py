@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from creche.testing.servers import PostgreSQLServer, PrivateServer, ServerNotFound
+from creche.testing.servers._postgresql import PostgreSQLServer
+from creche.testing.servers._process import PrivateServer, ServerNotFound
 
 VARIABLE: Final = "CRECHE_TEST_PGBOUNCER"
 

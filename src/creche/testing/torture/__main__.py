@@ -1,0 +1,5 @@
+"""`python -m creche.testing.torture`."""
+
+from creche.testing.torture._cli import main
+
+main()
