@@ -106,8 +106,8 @@ class PostgreSQLStorage:
             the end of a transaction may take two more. A lease must be a good deal longer.
         prepare_threshold: prepare a statement when it is sent for this many times; None, never: a pooler may hand
             the next one to a server connection that has not heard of it.
-        skew_allowance: seconds after which a lease that has run out is taken back: by how much the clocks of the servers
-            that may become the primary differ, at most. None: two with several hosts, else none.
+        skew_allowance: seconds after which a lease that has run out is taken back: by how much the clocks of those
+            servers differ, at most, of which one may take another's place. None: two with several hosts, else none.
     """
 
     def __init__(

@@ -15,12 +15,14 @@ from creche.testing.servers._mysql import (
     private_mysql,
 )
 from creche.testing.servers._postgresql import PostgreSQLServer, find_postgresql, private_postgresql
+from creche.testing.servers._postgresql_pair import PostgreSQLPair, private_postgresql_pair
 from creche.testing.servers._process import ForeignServer, PrivateServer, ServerFailed, ServerNotFound
 
 __all__ = [
     "ForeignServer",
     "MariaDBServer",
     "MySQLServer",
+    "PostgreSQLPair",
     "PostgreSQLServer",
     "PrivateServer",
     "ServerFailed",
@@ -32,4 +34,5 @@ __all__ = [
     "private_mariadb",
     "private_mysql",
     "private_postgresql",
+    "private_postgresql_pair",
 ]

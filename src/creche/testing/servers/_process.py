@@ -176,6 +176,21 @@ class PrivateServer(Databases):
             time.sleep(0.005)
         self._watch("")
 
+    @contextmanager
+    def frozen(self) -> Generator[None]:
+        """SIGSTOP it and all its sessions for the length of the block."""
+        assert self._server is not None
+        processes = [self._server.pid, *_children(self._server.pid)]
+        try:
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGSTOP)
+            yield
+        finally:
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGCONT)
+
     def remove(self) -> None:
         """Stop it, and delete everything it had."""
         try:

@@ -1,0 +1,114 @@
+"""Clusters, and what befalls them: each knows its faults by name, has them happen, and is whole again afterwards."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final, Protocol, TypeAlias
+
+from attrs import define, field
+
+from creche.testing.servers import PostgreSQLPair, private_postgresql_pair
+
+DATABASE: Final = "outage"
+
+# A call is given up soon, for a frozen server says nothing; to several hosts each connect is shared out.
+PATIENCE: Final = "call_timeout=3"
+
+Fault: TypeAlias = Callable[[], str]
+"""Does it, heals it, and returns what was done to whom."""
+
+
+class Cluster(Protocol):
+    """Servers of which one or more may be gone."""
+
+    @property
+    def lossy(self) -> bool:
+        """Whether a failover may lose what was acknowledged."""
+        ...
+
+    @property
+    def faults(self) -> Mapping[str, Fault]:
+        """What can be done to it, by name."""
+        ...
+
+    def dsn(self, number: int) -> str:
+        """The DSN of the program of this number: it names all nodes."""
+        ...
+
+    def nodes(self) -> Sequence[str]:
+        """The DSNs of nodes which each have to know everything."""
+        ...
+
+
+@define
+class PostgreSQLCluster:
+    """A primary and a standby.
+
+    Args:
+        pair: the servers.
+        lossy: whether it replicates asynchronously.
+        turn: called just before a standby is promoted: what was acknowledged before belongs to the past.
+    """
+
+    pair: PostgreSQLPair
+    lossy: bool
+    turn: Callable[[], None] = field(default=lambda: None)
+
+    @property
+    def faults(self) -> Mapping[str, Fault]:
+        return {"kill": self._kill, "freeze": self._freeze, "lag": self._lag}
+
+    def dsn(self, number: int) -> str:
+        return f"{self.pair.dsn(DATABASE)}&{PATIENCE}"
+
+    def nodes(self) -> Sequence[str]:
+        return ()
+
+    def _kill(self) -> str:
+        """Kill the primary; promote the standby; the old one comes back as the new standby."""
+        self.pair.primary.kill()
+        return self._fail_over("killed")
+
+    def _lag(self) -> str:
+        """The same, and the line to the standby was cut for a second before."""
+        self.pair.hold_back(signal.SIGSTOP)
+        time.sleep(1)
+        self.pair.primary.kill()
+        return self._fail_over("cut off from its standby, and killed")
+
+    def _freeze(self) -> str:
+        """Freeze the primary; promote the standby. Where no commit counts without the standby, the old primary may wake up
+        beside its successor; where it does, somebody has to see to it that it never does: it is killed as it stands.
+        """
+        frozen = self.pair.primary
+        with frozen.frozen():
+            time.sleep(1)
+            if self.lossy:
+                frozen.kill()
+                return self._fail_over("frozen, and killed")
+            self.turn()
+            self.pair.promote()
+            time.sleep(2)
+        time.sleep(2)
+        self.pair.rejoin()
+        return f"{frozen.name_in_cluster} frozen, and awake beside its successor"
+
+    def _fail_over(self, what: str) -> str:
+        old = self.pair.primary
+        time.sleep(0.5)
+        self.turn()
+        self.pair.promote()
+        time.sleep(random.uniform(0, 2))
+        self.pair.rejoin()
+        return f"{old.name_in_cluster} {what}"
+
+
+@contextmanager
+def postgresql(*, synchronous: bool) -> Iterator[PostgreSQLCluster]:
+    with private_postgresql_pair(synchronous=synchronous, durable=True) as pair:
+        pair.create_database(DATABASE)
+        yield PostgreSQLCluster(pair, lossy=not synchronous)
