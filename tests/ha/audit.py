@@ -1,5 +1,5 @@
-"""The auditor: believes the ledgers that dispatchers, workers and the one who strikes write for themselves, and compares
-them with the rows of every server. Whatever it objects to breaks a promise. It is a function of the story alone.
+"""The auditor: believes the ledgers that dispatchers, workers and fate write for themselves, and compares them with the
+rows of every server. Whatever it objects to breaks a promise. It is a function of the story alone.
 
 A cluster that replicates asynchronously loses something with each failover, and then begins another history: what was
 lost is counted, and the promises hold within each history.

@@ -7,11 +7,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Final, Protocol, TypeAlias
 
 from attrs import define, field
 
-from creche.testing.servers import PostgreSQLPair, private_postgresql_pair
+from creche.testing.servers import GaleraCluster, PostgreSQLPair, private_galera, private_postgresql_pair
 
 DATABASE: Final = "outage"
 
@@ -25,10 +26,11 @@ Fault: TypeAlias = Callable[[], str]
 class Cluster(Protocol):
     """Servers of which one or more may be gone."""
 
-    @property
-    def lossy(self) -> bool:
-        """Whether a failover may lose what was acknowledged."""
-        ...
+    lossy: bool
+    """Whether a failover may lose what was acknowledged."""
+
+    turn: Callable[[], None]
+    """Called when a failover begins another history: just before, for what was acknowledged may be lost."""
 
     @property
     def faults(self) -> Mapping[str, Fault]:
@@ -51,7 +53,7 @@ class PostgreSQLCluster:
     Args:
         pair: the servers.
         lossy: whether it replicates asynchronously.
-        turn: called just before a standby is promoted: what was acknowledged before belongs to the past.
+        turn: see `Cluster`.
     """
 
     pair: PostgreSQLPair
@@ -81,8 +83,8 @@ class PostgreSQLCluster:
         return self._fail_over("cut off from its standby, and killed")
 
     def _freeze(self) -> str:
-        """Freeze the primary; promote the standby. Where no commit counts without the standby, the old primary may wake up
-        beside its successor; where it does, somebody has to see to it that it never does: it is killed as it stands.
+        """Freeze the primary; promote the standby. Where no commit counts without the standby, the old primary may wake
+        beside its successor. Where one does, somebody has to see to it that it never wakes: it is killed as it stands.
         """
         frozen = self.pair.primary
         with frozen.frozen():
@@ -112,3 +114,61 @@ def postgresql(*, synchronous: bool) -> Iterator[PostgreSQLCluster]:
     with private_postgresql_pair(synchronous=synchronous, durable=True) as pair:
         pair.create_database(DATABASE)
         yield PostgreSQLCluster(pair, lossy=not synchronous)
+
+
+@define
+class Galera:
+    """Three nodes, all of which take writes. Each fault hits the next one."""
+
+    servers: GaleraCluster
+    lossy: bool = field(default=False, init=False)
+    turn: Callable[[], None] = field(default=lambda: None, init=False)
+    _victims: Iterator[int] = field(factory=lambda: cycle(range(3)), init=False)
+
+    @property
+    def faults(self) -> Mapping[str, Fault]:
+        return {"kill": self._kill, "freeze": self._freeze, "isolate": self._isolate}
+
+    def dsn(self, number: int) -> str:
+        return f"{self.servers.dsn(DATABASE, first=number % 3)}?{PATIENCE}"
+
+    def nodes(self) -> Sequence[str]:
+        return [node.dsn(DATABASE) for node in self.servers.nodes]
+
+    def _kill(self) -> str:
+        """Kill a node, and start it when the others have missed it."""
+        victim = next(self._victims)
+        node = self.servers.nodes[victim]
+        node.kill()
+        time.sleep(random.uniform(0, 5))
+        node.start()
+        return f"node {victim} killed"
+
+    def _freeze(self) -> str:
+        """Freeze a node for long enough that the others go on without it."""
+        victim = next(self._victims)
+        with self.servers.nodes[victim].frozen():
+            time.sleep(10)
+        self._wait_for(victim)
+        return f"node {victim} frozen"
+
+    def _isolate(self) -> str:
+        """Cut a node off from the others; its clients still reach it."""
+        victim = next(self._victims)
+        with self.servers.nodes[victim].isolated():
+            time.sleep(10)
+        self._wait_for(victim)
+        return f"node {victim} isolated"
+
+    def _wait_for(self, victim: int) -> None:
+        limit = time.monotonic() + 60
+        while not self.servers.nodes[victim].serves():
+            assert time.monotonic() < limit, f"node {victim} does not come back"
+            time.sleep(0.1)
+
+
+@contextmanager
+def galera() -> Iterator[Galera]:
+    with private_galera(durable=True) as servers:
+        servers.create_database(DATABASE)
+        yield Galera(servers)

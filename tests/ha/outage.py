@@ -1,4 +1,4 @@
-"""An outage, and another one: jobs are dispatched and done while the servers of a cluster are killed, frozen, cut off and
+"""One outage after another: jobs are dispatched and done while the servers of a cluster are killed, frozen, cut off and
 brought back; then an auditor reads what everybody wrote down.
 
 By hand: `python tests/ha/outage.py --cluster galera --jobs 20000 --every 20 --strikes 10`.
@@ -31,7 +31,7 @@ from creche.errors import StorageUnavailable
 from creche.storage import open_storage
 from faults.herd import Herd, Ledger, read_ledgers, take_turns
 from ha.audit import CHECKS, Plan, Row, Story, audit, counts
-from ha.clusters import Cluster, postgresql
+from ha.clusters import Cluster, galera, postgresql
 
 ACTIVE: Final = [status for status in Status if status.active]
 PATIENCE: Final = 180.0  # seconds that what is left over may take when nothing happens any more
@@ -39,6 +39,7 @@ PATIENCE: Final = 180.0  # seconds that what is left over may take when nothing 
 CLUSTERS: Final[Mapping[str, Callable[[], AbstractContextManager[Cluster]]]] = {
     "postgresql": partial(postgresql, synchronous=True),
     "postgresql-async": partial(postgresql, synchronous=False),
+    "galera": galera,
 }
 
 

@@ -282,7 +282,7 @@ class Connection(AsyncConnection[Row]):
         self.add_notice_handler(self._notice)
 
     @classmethod
-    async def connect(
+    async def connect(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         cls,
         conninfo: str = "",
         *,

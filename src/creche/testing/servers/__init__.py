@@ -5,6 +5,7 @@ Nothing here is used by creche at run time, and no server that it didn't start i
 
 from __future__ import annotations
 
+from creche.testing.servers._galera import GaleraCluster, GaleraNode, find_galera, private_galera
 from creche.testing.servers._mysql import (
     MariaDBServer,
     MySQLServer,
@@ -20,6 +21,8 @@ from creche.testing.servers._process import ForeignServer, PrivateServer, Server
 
 __all__ = [
     "ForeignServer",
+    "GaleraCluster",
+    "GaleraNode",
     "MariaDBServer",
     "MySQLServer",
     "PostgreSQLPair",
@@ -28,9 +31,11 @@ __all__ = [
     "ServerFailed",
     "ServerNotFound",
     "connect_mysql",
+    "find_galera",
     "find_mariadb",
     "find_mysql",
     "find_postgresql",
+    "private_galera",
     "private_mariadb",
     "private_mysql",
     "private_postgresql",

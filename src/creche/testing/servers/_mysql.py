@@ -257,6 +257,13 @@ class MySQLFamily(MySQLDatabases, PrivateServer):
             """,
         )
 
+    def _be_like(self, other: MySQLFamily) -> None:
+        """Run as whom that one runs, with its password."""
+        self._identity = other._identity
+        self._password = other._password
+        if "user" in other._settings:
+            self._settings["user"] = other._settings["user"]
+
     @abstractmethod
     def _initialize(self) -> Sequence[str | Path]:
         """What fills the data folder; options follow."""

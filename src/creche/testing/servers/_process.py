@@ -141,7 +141,7 @@ class PrivateServer(Databases):
         # A port taken in the meantime is drawn again, but not once there may be DSNs that name it.
         kept = self.port
         for attempt in range(5):
-            self.port = kept or _free_port()
+            self.port = kept or free_port()
             if self._try_start():
                 return
             if not kept and _is_free(self.port):
@@ -296,7 +296,8 @@ class PrivateServer(Databases):
         raise ServerFailed(f"{self.name} refuses to run as root, and there is no user {' or '.join(self.users)}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port below those that the kernel hands out, free just now."""
     while not _is_free(port := secrets.choice(PORTS)):
         pass
     return port
