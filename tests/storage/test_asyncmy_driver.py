@@ -1044,9 +1044,9 @@ def test_a_server_is_known_by_its_version() -> None:
 
 
 async def test_an_address_hides_its_password() -> None:
-    address = parse_dsn(f"mysql://u:{CANARY}@h/d")[0]
-    assert isinstance(address, Address)
-    assert CANARY not in f"{address!r}{address!s}{AsyncmyDriver(address)!r}"
+    destination = parse_dsn(f"mysql://u:{CANARY}@h/d")[0]
+    assert isinstance(destination.hosts[0], Address)
+    assert CANARY not in f"{destination!r}{destination!s}{AsyncmyDriver(destination)!r}"
 
 
 async def test_the_socket_notices_a_lost_peer(dsn: str) -> None:

@@ -261,23 +261,22 @@ class Connection:
         if destination.shuffled:
             random.shuffle(hosts)
         failures: list[StorageUnavailable] = []
-        with CancelScope(deadline=current_time() + destination.connect_timeout):
-            for address, share in shares(reputation.in_turn(hosts, lambda host: host)):
-                failure = StorageUnavailable(f"MySQL can't be reached at {address.place}: no answer in {share:.3g} s")
-                with CancelScope(deadline=current_time() + share):
-                    try:
-                        connection = await cls._reach(address, lock_timeout, writable=destination.writable)
-                    except StorageUnavailable as error:
-                        failure = error
-                    else:
-                        reputation.answered(address)
-                        return connection
-                reputation.failed(address)
-                failures.append(failure)
+        turns = reputation.in_turn(hosts, lambda host: host)
+        for address, share in shares(turns, together=destination.connect_timeout):
+            failure = StorageUnavailable(f"MySQL can't be reached at {address.place}: no answer in {share:.3g} s")
+            with CancelScope(deadline=current_time() + share):
+                try:
+                    connection = await cls._reach(address, lock_timeout, writable=destination.writable)
+                except StorageUnavailable as error:
+                    failure = error
+                else:
+                    reputation.answered(address)
+                    return connection
+            reputation.failed(address)
+            failures.append(failure)
         if len(failures) == 1:
             raise failures[0]
-        told = "; ".join(map(str, failures)) or f"MySQL can't be reached at {destination.place}: no answer in time"
-        raise StorageUnavailable(told)
+        raise StorageUnavailable("; ".join(map(str, failures)))
 
     @classmethod
     async def _reach(cls, address: Address, lock_timeout: float, *, writable: bool) -> Self:

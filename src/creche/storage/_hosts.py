@@ -43,9 +43,15 @@ class Reputation:
         return sorted(hosts, key=lambda host: now - self._failed.get(place(host), -inf) < AVOIDED)
 
 
-def shares(hosts: Sequence[H], *, longest: float = inf) -> Iterator[tuple[H, float]]:
-    """Yield each host with the seconds that it may take: of what is left to the caller, an equal share for each that
-    is still to come, and `longest` at most.
+def shares(hosts: Sequence[H], *, longest: float = inf, together: float = inf) -> Iterator[tuple[H, float]]:
+    """Yield each host with the seconds that it may take: an equal share, for each that is still to come, of what is left
+    to the caller.
+
+    Args:
+        hosts: in the order in which they are tried.
+        longest: seconds for each, at most.
+        together: seconds for all of them, at most.
     """
+    end = current_time() + together
     for left, host in zip(range(len(hosts), 0, -1), hosts, strict=True):
-        yield host, min(longest, max(0.0, current_effective_deadline() - current_time()) / left)
+        yield host, min(longest, max(0.0, min(end, current_effective_deadline()) - current_time()) / left)
