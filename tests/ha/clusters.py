@@ -12,7 +12,14 @@ from typing import Final, Protocol, TypeAlias
 
 from attrs import define, field
 
-from creche.testing.servers import GaleraCluster, PostgreSQLPair, private_galera, private_postgresql_pair
+from creche.testing.servers import (
+    GaleraCluster,
+    MySQLGroup,
+    PostgreSQLPair,
+    private_galera,
+    private_group,
+    private_postgresql_pair,
+)
 
 DATABASE: Final = "outage"
 
@@ -161,10 +168,7 @@ class Galera:
         return f"node {victim} isolated"
 
     def _wait_for(self, victim: int) -> None:
-        limit = time.monotonic() + 60
-        while not self.servers.nodes[victim].serves():
-            assert time.monotonic() < limit, f"node {victim} does not come back"
-            time.sleep(0.1)
+        _until(self.servers.nodes[victim].serves, f"node {victim} does not come back")
 
 
 @contextmanager
@@ -172,3 +176,63 @@ def galera() -> Iterator[Galera]:
     with private_galera(durable=True) as servers:
         servers.create_database(DATABASE)
         yield Galera(servers)
+
+
+@define
+class Group:
+    """Three members, of which one or all take writes. Each fault hits the next one."""
+
+    servers: MySQLGroup
+    lossy: bool = field(default=False, init=False)
+    turn: Callable[[], None] = field(default=lambda: None, init=False)
+    _victims: Iterator[int] = field(factory=lambda: cycle(range(3)), init=False)
+
+    @property
+    def faults(self) -> Mapping[str, Fault]:
+        return {"kill": self._kill, "freeze": self._freeze, "leave": self._leave}
+
+    def dsn(self, number: int) -> str:
+        return f"{self.servers.dsn(DATABASE, first=number % 3)}?{PATIENCE}"
+
+    def nodes(self) -> Sequence[str]:
+        return [member.dsn(DATABASE) for member in self.servers.members]
+
+    def _kill(self) -> str:
+        """Kill a member, and start it when the others have missed it."""
+        victim = next(self._victims)
+        member = self.servers.members[victim]
+        member.kill()
+        time.sleep(random.uniform(5, 10))
+        member.start()
+        member.join()
+        return f"member {victim} killed"
+
+    def _freeze(self) -> str:
+        """Freeze a member for long enough that the others go on without it; it finds out, and comes back by itself."""
+        victim = next(self._victims)
+        with self.servers.members[victim].frozen():
+            time.sleep(15)
+        _until(self.servers.members[victim].serves, f"member {victim} does not come back")
+        return f"member {victim} frozen"
+
+    def _leave(self) -> str:
+        """Have a member leave: it takes no writes any more, and goes on serving reads."""
+        victim = next(self._victims)
+        self.servers.members[victim].ask("STOP GROUP_REPLICATION")
+        time.sleep(5)
+        self.servers.members[victim].join()
+        return f"member {victim} left"
+
+
+@contextmanager
+def group(*, several_writers: bool) -> Iterator[Group]:
+    with private_group(several_writers=several_writers, durable=True) as servers:
+        servers.create_database(DATABASE)
+        yield Group(servers)
+
+
+def _until(condition: Callable[[], bool], complaint: str) -> None:
+    limit = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < limit, complaint
+        time.sleep(0.1)

@@ -31,7 +31,7 @@ from creche.errors import StorageUnavailable
 from creche.storage import open_storage
 from faults.herd import Herd, Ledger, read_ledgers, take_turns
 from ha.audit import CHECKS, Plan, Row, Story, audit, counts
-from ha.clusters import Cluster, galera, postgresql
+from ha.clusters import Cluster, galera, group, postgresql
 
 ACTIVE: Final = [status for status in Status if status.active]
 PATIENCE: Final = 180.0  # seconds that what is left over may take when nothing happens any more
@@ -40,6 +40,8 @@ CLUSTERS: Final[Mapping[str, Callable[[], AbstractContextManager[Cluster]]]] = {
     "postgresql": partial(postgresql, synchronous=True),
     "postgresql-async": partial(postgresql, synchronous=False),
     "galera": galera,
+    "group": partial(group, several_writers=True),
+    "group-single": partial(group, several_writers=False),
 }
 
 

@@ -44,8 +44,8 @@ class Reputation:
 
 
 def shares(hosts: Sequence[H], *, longest: float = inf, together: float = inf) -> Iterator[tuple[H, float]]:
-    """Yield each host with the seconds that it may take: an equal share, for each that is still to come, of what is left
-    to the caller.
+    """Yield each host with the seconds that it may take: of what is left to the caller, an equal share for each that is
+    still to come.
 
     Args:
         hosts: in the order in which they are tried.

@@ -6,6 +6,7 @@ Nothing here is used by creche at run time, and no server that it didn't start i
 from __future__ import annotations
 
 from creche.testing.servers._galera import GaleraCluster, GaleraNode, find_galera, private_galera
+from creche.testing.servers._group import GroupMember, MySQLGroup, private_group
 from creche.testing.servers._mysql import (
     MariaDBServer,
     MySQLServer,
@@ -23,7 +24,9 @@ __all__ = [
     "ForeignServer",
     "GaleraCluster",
     "GaleraNode",
+    "GroupMember",
     "MariaDBServer",
+    "MySQLGroup",
     "MySQLServer",
     "PostgreSQLPair",
     "PostgreSQLServer",
@@ -36,6 +39,7 @@ __all__ = [
     "find_mysql",
     "find_postgresql",
     "private_galera",
+    "private_group",
     "private_mariadb",
     "private_mysql",
     "private_postgresql",
