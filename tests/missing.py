@@ -14,15 +14,15 @@ from typing import Final, TypeVar
 
 import pytest
 
-from creche.testing.servers import ForeignServer, PrivateServer, ServerNotFound
+from creche.testing.servers import ServerNotFound
 
-Server = TypeVar("Server", bound=PrivateServer | ForeignServer)
+Server = TypeVar("Server")
 
 NOT_TESTED: Final = "NOT TESTED on "
 
 
 def unless_missing(private: AbstractContextManager[Server], *, required: bool = True) -> Iterator[Server]:
-    """Yield the server to the tests of a fixture; one that is not `required` is skipped in CI too."""
+    """Yield the server, or servers, to the tests of a fixture; one that is not `required` is skipped in CI too."""
     try:
         with private as server:
             yield server

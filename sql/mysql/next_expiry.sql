@@ -1,4 +1,4 @@
--- In how many microseconds the first lease runs out, for whoever does the upkeep: it looks again at that moment, so that
--- the jobs of a worker that died need not wait for the next round.
-SELECT TIMESTAMPDIFF(MICROSECOND, %(now)s, MIN(locked_until))
+-- In how many microseconds the first lease can be taken back, for whoever does the upkeep: it looks again at that moment,
+-- so that the jobs of a worker that died need not wait for the next round.
+SELECT TIMESTAMPDIFF(MICROSECOND, %(run_out)s, MIN(locked_until))
   FROM creche_jobs

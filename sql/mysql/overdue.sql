@@ -7,7 +7,7 @@
 SELECT (
            SELECT 1
              FROM creche_jobs FORCE INDEX (creche_jobs_held)
-            WHERE locked_until <= %(now)s
+            WHERE locked_until <= %(run_out)s
               AND status = 'processing'
             ORDER BY locked_until
             LIMIT 1

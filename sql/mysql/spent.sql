@@ -2,7 +2,7 @@
 -- own limit, and a count that reached it means that there may be more of that kind.
 SELECT id
   FROM creche_jobs FORCE INDEX (creche_jobs_held)
- WHERE locked_until <= %(now)s
+ WHERE locked_until <= %(run_out)s
    AND attempts >= max_attempts
    AND NOT cancel_requested
  ORDER BY locked_until

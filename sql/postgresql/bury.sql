@@ -4,7 +4,7 @@ WITH expired AS MATERIALIZED (
     SELECT id
       FROM creche_jobs
      WHERE status = 'processing'
-       AND locked_until <= coalesce(%(now)s::timestamptz, now())
+       AND locked_until <= coalesce(%(now)s::timestamptz, now()) - make_interval(secs => %(allowance)s)
        AND attempts >= max_attempts
        AND NOT cancel_requested
      ORDER BY id

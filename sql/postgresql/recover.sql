@@ -2,12 +2,12 @@
 -- Each is due a little later, at a moment of its own, or the one that kills its worker would take its neighbours along.
 -- The delay is creche._backoff.recovery_delay: four hexadecimal digits of the id, the last three groups of which take
 -- turns, say what part of 1, 2, 4 … 64 s. SKIP LOCKED: a row that a rival, or its late holder, is writing is not waited
--- for.
+-- for. The allowance is for a lease that another server gave, by its own clock, before this one took its place.
 WITH expired AS MATERIALIZED (
     SELECT id
       FROM creche_jobs
      WHERE status = 'processing'
-       AND locked_until <= coalesce(%(now)s::timestamptz, now())
+       AND locked_until <= coalesce(%(now)s::timestamptz, now()) - make_interval(secs => %(allowance)s)
        AND (attempts < max_attempts OR cancel_requested)
      ORDER BY id
      LIMIT %(limit)s

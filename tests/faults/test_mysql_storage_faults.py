@@ -4,8 +4,6 @@ says so.
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -260,16 +258,6 @@ def account(dsn: str, privileges: str) -> Iterator[str]:
 # --- servers that don't answer ----------------------------------------------------------------------
 
 
-@contextmanager
-def frozen(server: OwnServer) -> Iterator[None]:
-    assert server.pid
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
-
-
 async def test_a_call_to_a_frozen_server_ends_in_time_and_can_be_sent_again(
     own_server: OwnServer, own_dsn: str
 ) -> None:
@@ -277,18 +265,18 @@ async def test_a_call_to_a_frozen_server_ends_in_time_and_can_be_sent_again(
     await MySQLStorage(own_dsn).migrate()
     async with MySQLStorage(own_dsn, pool_size=1, call_timeout=0.3) as storage:
         await storage.stats()  # it is connected
-        with frozen(own_server):
+        with own_server.frozen():
             began = anyio.current_time()
             with pytest.raises(StorageUnavailable, match="unknown"):
                 await storage.insert([new])
             assert anyio.current_time() - began < 1.0
         await storage.stats()
-        with frozen(own_server):  # several statements: the end of a transaction may take two seconds more
+        with own_server.frozen():  # several statements: the end of a transaction may take two seconds more
             began = anyio.current_time()
             with pytest.raises(StorageUnavailable):
                 await storage.maintain(10, retention=Retention())
             assert anyio.current_time() - began < 3.0
-        with frozen(own_server):  # nor does it let anybody in
+        with own_server.frozen():  # nor does it let anybody in
             began = anyio.current_time()
             with pytest.raises(StorageUnavailable):
                 await storage.stats()

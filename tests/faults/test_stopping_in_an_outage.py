@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -25,21 +24,6 @@ IN_TIME: Final = 15.0  # seconds: a grace of half a second, and a last word each
 LEASE: Final = 60.0  # seconds: nobody ends because of it
 
 PARTS: Final = {"idle": command, "coroutine": command, "thread": command, "process": guest}
-
-
-@contextmanager
-def frozen(server: PrivateServer) -> Iterator[None]:
-    """Freeze a server with all its processes."""
-    assert server.pid
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    pids = [server.pid, *map(int, children)]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb", "mysql"])
@@ -99,7 +83,7 @@ def test_a_worker_ends_in_bounded_time_though_its_database_answers_nothing_and_i
         part = Part(queues=[moment], at=moment, loop=anyio_backend, lease=LEASE, grace=0.5)
         troupe.start(moment, run, troupe.folder, part)
     troupe.until(lambda: len(troupe.entries("begun")) == len(begun) and troupe.entries("idle", "idle"))
-    silence: AbstractContextManager[None] = locked(troupe.dsn) if own_server is None else frozen(own_server)
+    silence: AbstractContextManager[None] = locked(troupe.dsn) if own_server is None else own_server.frozen()
     with silence:
         at = troupe.send(signal.SIGTERM, "idle", "coroutine", "thread")
         troupe.send(signal.SIGHUP, "process")

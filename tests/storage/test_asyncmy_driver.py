@@ -93,12 +93,17 @@ def with_options(dsn: str, **options: object) -> str:
     return dsn + ("&" if "?" in dsn else "?") + "&".join(f"{name}={option}" for name, option in options.items())
 
 
+def the_address(dsn: str) -> Address:
+    (address,) = parse_dsn(dsn)[0].hosts
+    return address
+
+
 @asynccontextmanager
 async def meddled(
     dsn: str, to_server: Callable[[bytes], bytes], to_client: Callable[[bytes], bytes]
 ) -> AsyncIterator[str]:
     """The DSN of a proxy before the server. What the functions return is passed on; nothing at all cuts the line."""
-    address = parse_dsn(dsn)[0]
+    address = the_address(dsn)
 
     async def pipe(source: SocketStream, target: SocketStream, meddle: Callable[[bytes], bytes]) -> None:
         try:
@@ -676,14 +681,15 @@ async def test_a_deaf_server_is_given_up_after_the_connect_timeout(deaf: str) ->
 
 
 async def test_each_address_of_a_name_is_tried(dsn: str, deaf: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    address = parse_dsn(with_options(dsn, connect_timeout=3))[0]
+    destination = parse_dsn(with_options(dsn, connect_timeout=3))[0]
+    address = the_address(dsn)
     ports = [closed_port(), int(deaf.rpartition(":")[2]), address.port]
 
     async def getaddrinfo(*_: object, **__: object) -> list[Any]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address.host, port)) for port in ports]
 
     monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
-    connection = await AsyncmyDriver(address).connect()
+    connection = await AsyncmyDriver(destination).connect()
     assert await value(connection, "SELECT 1") == 1
     await connection.aclose()
 
@@ -778,7 +784,7 @@ async def test_a_missing_cipher_names_its_package(mysql_server: AServer, monkeyp
 
 async def test_a_salt_may_end_in_a_zero_where_it_is_not_padded_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "ed25519_password", lambda _, salt: salt)
-    address = parse_dsn("mysql://u:p@h/d")[0]
+    address = the_address("mysql://u:p@h/d")
     assert _asyncmy._proof("client_ed25519", address, bytes(32)) == bytes(32)
     for plugin in ("mysql_native_password", "caching_sha2_password"):
         plain = _asyncmy._proof(plugin, address, b"x" * 20)
@@ -791,7 +797,7 @@ async def test_a_missing_signature_names_its_package(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(auth, "ed25519_password", missing)
     with pytest.raises(ConfigurationError, match="pip install pynacl"):
-        _asyncmy._proof("client_ed25519", parse_dsn("mysql://u:p@h/d")[0], bytes(32))
+        _asyncmy._proof("client_ed25519", the_address("mysql://u:p@h/d"), bytes(32))
 
 
 async def test_a_database_that_is_not_there_is_named(dsn: str) -> None:
@@ -856,18 +862,20 @@ async def test_certificates_that_are_not_there_are_a_matter_of_configuration(own
 
 
 def test_a_dsn_says_where_and_as_whom() -> None:
-    address, options = parse_dsn(
+    destination, options = parse_dsn(
         "mariadb://j%40ne:p%3Ass%2F@[::1]:3307/jobs%20db?connect_timeout=2.5&pool_size=3&call_timeout=1.5&push=off"
     )
+    (address,) = destination.hosts
     assert (address.host, address.port, address.user, address.password) == ("::1", 3307, "j@ne", "p:ss/")
     assert (address.database, address.connect_timeout, address.ssl_mode) == ("jobs db", 2.5, "preferred")
     assert address.place == "[::1]:3307"
     assert options == {"pool_size": 3, "call_timeout": 1.5, "push": "off"}
-    address, options = parse_dsn("mysql://u@/db?unix_socket=%2Frun%2Fs")
+    destination, options = parse_dsn("mysql://u@/db?unix_socket=%2Frun%2Fs")
+    (address,) = destination.hosts
     assert (address.host, address.port, address.unix_socket, address.place) == ("localhost", 3306, "/run/s", "/run/s")
     assert options == {}
-    assert parse_dsn("mysql://u@h/db?ssl_ca=/ca.pem")[0].ssl_mode == "verify_ca"
-    assert parse_dsn("mysql://h/db")[0].user
+    assert the_address("mysql://u@h/db?ssl_ca=/ca.pem").ssl_mode == "verify_ca"
+    assert the_address("mysql://h/db").user
 
 
 @pytest.mark.parametrize(
@@ -1036,9 +1044,9 @@ def test_a_server_is_known_by_its_version() -> None:
 
 
 async def test_an_address_hides_its_password() -> None:
-    address = parse_dsn(f"mysql://u:{CANARY}@h/d")[0]
-    assert isinstance(address, Address)
-    assert CANARY not in f"{address!r}{address!s}{AsyncmyDriver(address)!r}"
+    destination = parse_dsn(f"mysql://u:{CANARY}@h/d")[0]
+    assert isinstance(destination.hosts[0], Address)
+    assert CANARY not in f"{destination!r}{destination!s}{AsyncmyDriver(destination)!r}"
 
 
 async def test_the_socket_notices_a_lost_peer(dsn: str) -> None:

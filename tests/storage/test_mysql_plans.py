@@ -191,7 +191,7 @@ class Hot:
 
     def text(self, now: datetime | None = NOW) -> str:
         """Return the statement as the storage would send it."""
-        return render(SQL[self.name], {**self.parameters, "now": clock(now)})
+        return render(SQL[self.name], {"run_out": clock(now), **self.parameters, "now": clock(now)})
 
 
 def insert(tail: str = "") -> dict[str, Any]:

@@ -122,6 +122,19 @@ async def test_the_old_and_the_long_idle_are_replaced(driver: ToyDriver) -> None
     assert busy.closed
 
 
+async def test_what_lies_beside_a_connection_whose_server_failed_is_not_lent_again(driver: ToyDriver) -> None:
+    pool = Pool(driver)
+    async with pool.acquire() as good:
+        async with pool.acquire() as idle:
+            pass
+        pool.distrust()
+    async with pool.acquire() as again, pool.acquire() as fresh:
+        assert again is good  # it has been in use since, to the satisfaction of its user
+        assert fresh is not idle
+    assert idle.closed
+    await assert_whole(pool, 5)
+
+
 async def test_random_cancellation_leaks_no_slot_and_no_connection() -> None:
     driver, luck = ToyDriver(delay=0.001), random.Random(7)
     pool = Pool(driver, size=5)

@@ -112,6 +112,7 @@ UPKEEP: Final[dict[str, Any]] = {
     "completed": 86_400.0,
     "failed": 86_400.0,
     "cancelled": 86_400.0,
+    "allowance": 2.0,
 }
 IDS: Final = [uuid4() for _ in range(10)]
 THOUSAND: Final = [uuid4() for _ in range(1_000)]
@@ -163,7 +164,7 @@ HOT: Final[dict[str, tuple[str, dict[str, Any], set[str]]]] = {
     "bury": ("bury", UPKEEP, {"creche_jobs_held", "creche_jobs_pkey"}),
     "promote": ("promote", UPKEEP, {"creche_jobs_due", "creche_jobs_pkey"}),
     "next due": ("next_due", {}, {"creche_jobs_due"}),
-    "next expiry": ("next_expiry", {}, {"creche_jobs_held"}),
+    "next expiry": ("next_expiry", {"allowance": 2.0}, {"creche_jobs_held"}),
     "prune": ("prune", UPKEEP, {"creche_jobs_finished", "creche_jobs_pkey", "creche_queues_pkey"}),
     "prune dead letters": ("prune_dead_letters", UPKEEP, {"creche_dead_letters_buried", "creche_queues_pkey"}),
     "cancel": ("cancel", {"ids": IDS}, {"creche_jobs_pkey"}),

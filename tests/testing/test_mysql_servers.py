@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -64,6 +66,27 @@ def test_it_is_reached_over_tcp_and_over_its_socket(server: PrivateServer) -> No
     assert ask(server.dsn(socket=True), "SELECT CURRENT_USER()") == "root@localhost"
     assert 20000 <= server.port < 32768
     assert server.dsn().startswith(f"{server.scheme}://root:")
+
+
+@contextmanager
+def nothing_yet() -> Iterator[MariaDBServer]:
+    server = MariaDBServer(find_mariadb(), {})
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+def test_while_it_is_set_up_it_clears_away_nobody_else_s_temporary_tables() -> None:
+    theirs = Path("/tmp") / f"#sql-temptable-{secrets.token_hex(4)}-1-1.MAI"
+    for server in unless_missing(nothing_yet()):
+        theirs.touch()
+        server._hand_over(theirs)
+        try:
+            server.create()
+            assert theirs.exists()
+        finally:
+            theirs.unlink(missing_ok=True)
 
 
 def test_it_is_the_server_that_was_asked_for(server: PrivateServer) -> None:

@@ -116,8 +116,8 @@ def test_a_port_that_was_taken_meanwhile_is_drawn_again(monkeypatch: pytest.Monk
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        free = iter([taken.getsockname()[1], _process._free_port()])
-        monkeypatch.setattr(_process, "_free_port", lambda: next(free))
+        free = iter([taken.getsockname()[1], _process.free_port()])
+        monkeypatch.setattr(_process, "free_port", lambda: next(free))
         with private_postgresql(own=True) as server:
             assert isinstance(server, PostgreSQLServer)
             assert setting(server.dsn(), "port") == str(server.port)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import re
 import socket
 from collections.abc import Callable, Generator, Mapping
@@ -36,7 +37,9 @@ from creche.errors import (
     StatementRejected,
     StorageUnavailable,
 )
-from creche.storage._mysql_address import Address, tls_context
+from creche.storage._hosts import Reputation, shares
+from creche.storage._mysql_address import Address, Destination, tls_context
+from creche.storage._mysql_cluster import LOOK, PROBE, Membership
 from creche.storage._pool import TransientConflict
 from creche.storage._wire import Wire, has_news
 
@@ -60,7 +63,7 @@ UNAVAILABLE: Final = frozenset(
         *(1021, 1026, 1030, 1037, 1038, 1041, 1114, 1206),  # no room left: on its disk, in its memory
         *(1053, 1077, 1079, 1927, 3032, 3168, 3169, 4031),  # shutting down, offline, or ending this session
         *(1290, 1792, 1836),  # read-only: not the primary, or no longer
-        *(1047, 3100),  # a member of a cluster that has lost the others
+        *(1047, 3100, 3796, 3797, 3798, 3799),  # a member of a cluster that has lost the others, or is about to
         *(1317, 1969, 3024),  # the statement was killed, or ran into the server's own time limit
     }
 )
@@ -223,7 +226,9 @@ class Connection:
     thread_id: int
     max_allowed_packet: int
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, address: Address) -> None:
+        self.address: Final = address
+        self.membership = Membership()
         self.closed = False
         self.lent = False
         self._wire = wire
@@ -235,43 +240,67 @@ class Connection:
         self._pid = os.getpid()
 
     @classmethod
-    async def connect(cls, address: Address, *, lock_timeout: float = 10.0) -> Self:
-        """Open a connection to the first of the host's addresses that answers, and make the session ours.
+    async def connect(
+        cls, destination: Destination, *, lock_timeout: float = 10.0, reputation: Reputation | None = None
+    ) -> Self:
+        """Open a connection to the first of the hosts that will do, and make the session ours.
 
         Args:
-            address: where, as whom, and for how long to try.
+            destination: where, as whom, and for how long to try.
             lock_timeout: seconds that a statement waits for a lock; its end comes `GRACE` seconds later at most,
                 even if nobody is there any more to hear of it (on MySQL: of a SELECT only).
+            reputation: of the hosts; those that failed are tried last.
 
         Raises:
             StorageUnavailable: nobody answered, or we were turned away; says where and why, and no password.
             ConfigurationError: the server, or a proxy before it, does not do as it is told.
             StatementRejected: the server does not know one of the settings.
         """
-        failures: list[str] = []
-        deadline = current_time() + address.connect_timeout
-        with CancelScope(deadline=deadline):
-            try:
-                targets = await _targets(address)
-            except (OSError, UnicodeError) as error:
-                raise StorageUnavailable(f"{address.host}: the name can't be resolved: {error}") from error
-            for left, (family, target) in zip(range(len(targets), 0, -1), targets, strict=True):
-                share = (deadline - current_time()) / left
-                where = address.place if family == socket.AF_UNIX else f"{address.place} ({target[0]})"
-                with CancelScope(deadline=current_time() + share):
-                    try:
-                        wire = await Wire.dial(family, target)
-                        return await cls._open(wire, address, lock_timeout)
-                    except (OSError, anyio.ClosedResourceError) as error:
-                        failures.append(f"{where}: {error}")
-                        continue
-                failures.append(f"{where}: no answer in {share:.3g} s")
-        told = "; at ".join(failures) or f"{address.place}: no answer in {address.connect_timeout:g} s"
-        raise StorageUnavailable(f"MySQL can't be reached at {told}")
+        reputation = reputation or Reputation()
+        hosts = list(destination.hosts)
+        if destination.shuffled:
+            random.shuffle(hosts)
+        failures: list[StorageUnavailable] = []
+        turns = reputation.in_turn(hosts, lambda host: host)
+        for address, share in shares(turns, together=destination.connect_timeout):
+            failure = StorageUnavailable(f"MySQL can't be reached at {address.place}: no answer in {share:.3g} s")
+            with CancelScope(deadline=current_time() + share):
+                try:
+                    connection = await cls._reach(address, lock_timeout, writable=destination.writable)
+                except StorageUnavailable as error:
+                    failure = error
+                else:
+                    reputation.answered(address)
+                    return connection
+            reputation.failed(address)
+            failures.append(failure)
+        if len(failures) == 1:
+            raise failures[0]
+        raise StorageUnavailable("; ".join(map(str, failures)))
 
     @classmethod
-    async def _open(cls, wire: Wire, address: Address, lock_timeout: float) -> Self:
-        connection = cls(wire)
+    async def _reach(cls, address: Address, lock_timeout: float, *, writable: bool) -> Self:
+        """Connect to the first of a host's addresses that answers."""
+        failures: list[str] = []
+        try:
+            targets = await _targets(address)
+        except (OSError, UnicodeError) as error:
+            raise StorageUnavailable(f"{address.host}: the name can't be resolved: {error}") from error
+        for (family, target), share in shares(targets):
+            where = address.place if family == socket.AF_UNIX else f"{address.place} ({target[0]})"
+            with CancelScope(deadline=current_time() + share):
+                try:
+                    wire = await Wire.dial(family, target)
+                    return await cls._open(wire, address, lock_timeout, writable=writable)
+                except (OSError, anyio.ClosedResourceError) as error:
+                    failures.append(f"{where}: {error}")
+                    continue
+            failures.append(f"{where}: no answer in {share:.3g} s")
+        raise StorageUnavailable(f"MySQL can't be reached at {'; at '.join(failures)}")
+
+    @classmethod
+    async def _open(cls, wire: Wire, address: Address, lock_timeout: float, *, writable: bool) -> Self:
+        connection = cls(wire, address)
         try:
             try:
                 await connection._enter(address)
@@ -280,6 +309,7 @@ class Connection:
                 raise StorageUnavailable(f"the server at {address.place} lets nobody in: {text} ({code})") from error
             with translated():
                 await connection._settle_in(lock_timeout)
+                await connection._look_round(writable=writable)
         except BaseException:
             connection.drop()
             raise
@@ -344,10 +374,12 @@ class Connection:
     async def _settle_in(self, lock_timeout: float, database: str = "") -> None:
         """Make the session ours, whatever the server's defaults are, and see that it worked."""
         settings = _settings(lock_timeout)
-        opening = _opening(settings, limit=_seconds(lock_timeout) + GRACE)
+        opening = [_opening(settings, limit=_seconds(lock_timeout) + GRACE)]
+        if self.membership.causal:
+            opening.insert(0, self.membership.causal)
         if database:
-            opening = f"USE `{database.replace('`', '``')}`;{opening}"
-        *_, told = await self._exchange(_COM_QUERY + opening.encode())
+            opening.insert(0, f"USE `{database.replace('`', '``')}`")
+        *_, told = await self._exchange(_COM_QUERY + ";".join(opening).encode())
         ((self.thread_id, version, self.max_allowed_packet, *found),) = told.rows
         self.server = Server.named(version)
         wanted = {"transaction_isolation": "READ-COMMITTED", "transaction_read_only": 0, **settings}
@@ -362,6 +394,15 @@ class Connection:
             raise ConfigurationError(
                 f"{self.server.name}, or a proxy before it, ignores settings: {'; '.join(ignored)}"
             )
+
+    async def _look_round(self, *, writable: bool) -> None:
+        """Find out how the server stands among others, and have the session know what those have acknowledged."""
+        (looked,) = await self.run(LOOK)
+        self.membership = Membership.told(dict(looked.rows))
+        if writable and self.membership.read_only:
+            raise StorageUnavailable(f"the server at {self.address.place} takes no writes: {self.membership.read_only}")
+        if self.membership.causal:
+            await self.run(f"{self.membership.causal};{PROBE}")
 
     # --- statements
 
@@ -666,14 +707,15 @@ def _counted(text: bytes) -> bytes:
 class AsyncmyDriver:
     """What the pool needs to know about MySQL. `lock_timeout`: seconds, see `Connection.connect`."""
 
-    address: Address
+    destination: Destination
     lock_timeout: float = field(default=10.0, kw_only=True)
+    _reputation: Reputation = field(factory=Reputation, init=False, repr=False, eq=False)
 
     server = "MySQL"
 
     async def connect(self) -> Connection:
         """Open a connection. Raises StorageUnavailable where another try makes sense."""
-        return await Connection.connect(self.address, lock_timeout=self.lock_timeout)
+        return await Connection.connect(self.destination, lock_timeout=self.lock_timeout, reputation=self._reputation)
 
     def usable(self, connection: Connection) -> bool:
         """Whether the server has not hung up: an idle connection with something to read was told good-bye."""
@@ -692,5 +734,6 @@ class AsyncmyDriver:
         return translated()
 
     def drop(self, connection: Connection) -> None:
-        """Cut it at once."""
+        """Cut it at once: its server has failed."""
+        self._reputation.failed(connection.address)
         connection.drop()

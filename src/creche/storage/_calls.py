@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager
 from typing import Final, Generic, Protocol, TypeVar
 
 import anyio
-from anyio import current_time, move_on_after
+from anyio import current_time, get_cancelled_exc_class, move_on_after
 
 from creche.errors import QueueNotOpen, StorageUnavailable
-from creche.storage._pool import Driver, Pool, TransientConflict
+from creche.storage._pool import STRUGGLING, Driver, Pool, TransientConflict
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class CallDriver(Driver[C], Protocol[C]):
         ...
 
     def drop(self, connection: C) -> None:
-        """Cut a connection at once: it is not to be lent again."""
+        """Cut a connection at once: its server has failed, and where there are others, they are tried first."""
         ...
 
 
@@ -96,6 +96,7 @@ class Calls(Generic[C]):
         while True:
             # A little less than is left: the pool's own error says why there is no connection.
             async with pool.acquire(max(0.0, (deadline - current_time()) * 0.9)) as connection:
+                began = current_time()
                 try:
                     with self._driver.translated():
                         return await work(connection)
@@ -107,10 +108,18 @@ class Calls(Generic[C]):
                     longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2**conflicts)
                     pause = longest * random.uniform(0.2, 1.0)  # noqa: S311 - spreads rivals
                 except StorageUnavailable:
-                    # A dead socket, or a live one to a server that became a standby: it is not to be lent again.
+                    # A dead socket, or a live one to a server that became a standby, or lost its cluster: neither this
+                    # one nor those that lie beside it are to be lent again.
                     self._driver.drop(connection)
+                    pool.distrust()
                     breaks += 1
                     if breaks >= BREAKS:
                         raise
                     pause = FIRST_PAUSE * 2**breaks if breaks > 1 else 0.0  # the pool spaces its connects, too
+                except get_cancelled_exc_class():
+                    # Nobody had an answer for so long: a frozen server says nothing else.
+                    if current_time() - began > STRUGGLING:
+                        self._driver.drop(connection)
+                        pool.distrust()
+                    raise
             await anyio.sleep(pause)

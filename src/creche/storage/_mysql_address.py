@@ -1,10 +1,12 @@
-"""Where a MySQL or MariaDB is, and as whom to go there: read from a DSN, whose password stays out of every message."""
+"""Where MySQL or MariaDB is, and as whom to go there: read from a DSN, whose password stays out of every message."""
 
 from __future__ import annotations
 
 import getpass
 import math
+import re
 import ssl
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -17,7 +19,10 @@ from creche.errors import (
 )
 
 SSL_MODES: Final = ("disabled", "preferred", "required", "verify_ca", "verify_identity")
-OWN_OPTIONS: Final[tuple[str, ...]] = ("pool_size", "call_timeout", "push")  # the storage's
+OWN_OPTIONS: Final[tuple[str, ...]] = ("pool_size", "call_timeout", "push", "skew_allowance")  # the storage's
+# In libpq's words, as far as they make sense here. Nobody who can't write is of use to a queue.
+BALANCING: Final = {"disable": False, "random": True}
+TARGETS: Final = {"any": False, "read-write": True}
 _HINT: Final = "percent-encode what is special in the user's name and password"
 
 
@@ -43,17 +48,77 @@ class Address:
         return self.unix_socket or (f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}")
 
 
-def parse_dsn(dsn: str) -> tuple[Address, dict[str, int | float | str]]:
-    """Read `mysql://user:password@host:port/database?unix_socket=…&ssl_mode=…`; `mariadb://` is the same.
+@frozen(kw_only=True)
+class Destination:
+    """The servers of which one will do.
 
-    Of the parameters `pool_size`, `call_timeout` and `push` are the storage's own; they are returned beside the
-    address, numbers as numbers, for whoever checks them. `ssl_mode` is one of `SSL_MODES` and means what it means to
-    the mysql client; without it, TLS is used if the server offers it, and verified if there is an `ssl_ca`.
+    Attributes:
+        hosts: where they are, in the order in which to try them; at least one.
+        shuffled: whether to try them in another order each time.
+        writable: whether a server that takes no writes, or has lost its cluster, won't do.
+    """
+
+    hosts: tuple[Address, ...]
+    shuffled: bool
+    writable: bool
+
+    @property
+    def place(self) -> str:
+        """Where, in words for a message."""
+        return ", ".join(host.place for host in self.hosts)
+
+    @property
+    def database(self) -> str:
+        """Where the queue's tables are."""
+        return self.hosts[0].database
+
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds, for all of them together."""
+        return self.hosts[0].connect_timeout
+
+
+def parse_dsn(dsn: str) -> tuple[Destination, dict[str, int | float | str]]:
+    """Read `mysql://user:password@host:port,host:port/database?unix_socket=…&ssl_mode=…`; `mariadb://` is the same.
+
+    Of the parameters those in `OWN_OPTIONS` are the storage's own; they are returned beside the destination, numbers as
+    numbers, for whoever checks them. `ssl_mode` is one of `SSL_MODES` and means what it means to the mysql client;
+    without it, TLS is used if the server offers it, and verified if there is an `ssl_ca`. `load_balance_hosts` and
+    `target_session_attrs` mean what they mean to libpq; of several hosts, one is wanted that takes writes.
 
     Raises:
         ConfigurationError: the DSN can't be read, or names a parameter that there isn't. It is never quoted.
         OptionInvalid: a parameter has a value that makes no sense.
     """
+    before, places, after = _around_the_hosts(dsn)
+    if len(places) > 1 and "" in places:
+        raise ConfigurationError(f"the MySQL DSN has a comma too many between its hosts: {_HINT}")
+    read = [_parse(f"{before}{place}{after}") for place in places]
+    _, given, ours = read[0]
+    shuffled = _word(given, "load_balance_hosts", BALANCING, "disable")
+    writable = _word(given, "target_session_attrs", TARGETS, "any" if len(read) == 1 else "read-write")
+    for name in given:
+        # What is no name may be the rest of a password.
+        named = repr(name) if name.isidentifier() else "of such a name"
+        raise ConfigurationError(f"the MySQL DSN has a parameter {named} that creche doesn't know; {_HINT}")
+    return Destination(hosts=tuple(address for address, _, _ in read), shuffled=shuffled, writable=writable), ours
+
+
+def _around_the_hosts(dsn: str) -> tuple[str, list[str], str]:
+    scheme, separator, rest = dsn.partition("://")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    account, at, places = authority.rpartition("@")
+    return f"{scheme}{separator}{account}{at}", places.split(","), rest[len(authority) :]
+
+
+def _word(given: dict[str, str], name: str, words: Mapping[str, bool], default: str) -> bool:
+    if (word := given.pop(name, default)) not in words:
+        raise OptionInvalid(name, word, f"one of {', '.join(words)}")
+    return words[word]
+
+
+def _parse(dsn: str) -> tuple[Address, dict[str, str], dict[str, int | float | str]]:
+    """Return the one address of this DSN, the parameters that aren't about it, and those that are the storage's."""
     parts, port = _split(dsn)
     database = unquote(parts.path[1:])
     if not database or "/" in parts.path[1:]:
@@ -80,11 +145,7 @@ def parse_dsn(dsn: str) -> tuple[Address, dict[str, int | float | str]]:
         ssl_key=given.pop("ssl_key", ""),
         connect_timeout=float(patience),
     )
-    for name in given:
-        # What is no name may be the rest of a password.
-        named = repr(name) if name.isidentifier() else "of such a name"
-        raise ConfigurationError(f"the MySQL DSN has a parameter {named} that creche doesn't know; {_HINT}")
-    return address, ours
+    return address, given, ours
 
 
 def _split(dsn: str) -> tuple[SplitResult, int]:

@@ -41,12 +41,17 @@ async def undone_on_error(
 
 
 async def together(connection: Connection, statements: Sequence[str]) -> list[Answer]:
-    """Run statements in one transaction; in one round trip, unless that would be longer than the server allows."""
-    answers: list[Answer] = []
+    """Run statements in one transaction; see `send`."""
     async with undone_on_error(connection):
-        for trip in trips([BEGIN, *statements, COMMIT], connection.max_allowed_packet):
-            answers += await connection.run(";\n".join(trip))
-    return answers[1:-1]
+        return (await send(connection, [BEGIN, *statements, COMMIT]))[1:-1]
+
+
+async def send(connection: Connection, statements: Sequence[str]) -> list[Answer]:
+    """Run statements that are in a transaction, or are one, in as few round trips as the server bears."""
+    answers: list[Answer] = []
+    for trip in trips(statements, connection.max_allowed_packet, apart=connection.membership.apart):
+        answers += await connection.run(";\n".join(trip))
+    return answers
 
 
 async def without_limit(connection: Connection) -> None:
@@ -55,13 +60,15 @@ async def without_limit(connection: Connection) -> None:
     await connection.run(f"SET SESSION {limit} = 0")
 
 
-def trips(statements: Sequence[str], most: int) -> Iterator[list[str]]:
-    """Cut a list of statements into what the server takes at once."""
+def trips(statements: Sequence[str], most: int, *, apart: bool = False) -> Iterator[list[str]]:
+    """Cut a list of statements into what the server takes at once: `most` bytes, and if `apart`, one statement after
+    that which begins the transaction.
+    """
     trip: list[str] = []
     size = 0
     for statement in statements:
         length = _size(statement)
-        if trip and size + length > most - MARGIN:
+        if trip and (size + length > most - MARGIN or (apart and trip != [BEGIN])):
             yield trip
             trip, size = [], 0
         trip.append(statement)

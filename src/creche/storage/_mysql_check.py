@@ -93,14 +93,15 @@ class Doctor:
         try:
             with fail_after(min(PATIENCE, self.timeout)):
                 async with self._connection() as connection:
-                    server, version = connection.server, await self.schema.find(connection)
+                    server, place = connection.server, connection.address.place
+                    version = await self.schema.find(connection)
         except (StorageError, ConfigurationError) as error:
             return [_problem("reach", str(error), "is the server up, and is the DSN right?")]
         except TimeoutError:
-            return [_problem("reach", f"no answer from {self.driver.address.place}", "is it the right address?")]
+            return [_problem("reach", f"no answer from {self.driver.destination.place}", "is it the right address?")]
         if old := too_old(server):
             return [_problem("reach", old, "upgrade the server")]
-        reached = _ok("reach", f"{server.name} at {self.driver.address.place}, database {self.driver.address.database}")
+        reached = _ok("reach", f"{server.name} at {place}, database {self.driver.destination.database}")
         findings = [reached]
         for check, look in self._looks(version).items():
             if check not in WRITING or not any(map(_takes_no_writes, findings)):
@@ -184,7 +185,7 @@ class Doctor:
                 ]
                 lacking += (f"{command} on {table}" for command in denied)
         if lacking:
-            database = self.driver.address.database
+            database = self.driver.destination.database
             advice = f"GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.* to this account"
             return _problem("privileges", f"this account lacks {', '.join(lacking)}", advice)
         return _ok("privileges", "this account may read and write every table of the queue")

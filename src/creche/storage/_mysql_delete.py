@@ -8,7 +8,7 @@ from uuid import UUID
 from creche._job import Status
 from creche.storage import _mysql_rows as rows
 from creche.storage._asyncmy import Connection
-from creche.storage._mysql_calls import BEGIN, COMMIT, trips, undone_on_error
+from creche.storage._mysql_calls import BEGIN, COMMIT, send, undone_on_error
 from creche.storage._mysql_literals import Render
 
 
@@ -19,6 +19,5 @@ async def delete(connection: Connection, *, render: Render, job_ids: Collection[
         stood = rows.statuses((await connection.run(f"{BEGIN};\n{lock}"))[1].rows)
         over = sorted(job_id for job_id, status in stood.items() if not status.active)
         gone = [render(each, ids=over) for each in ("delete", "delete_dead_letters", "delete_watches") if over]
-        for trip in trips([*gone, COMMIT], connection.max_allowed_packet):
-            await connection.run(";\n".join(trip))
+        await send(connection, [*gone, COMMIT])
     return stood

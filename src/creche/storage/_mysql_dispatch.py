@@ -21,7 +21,7 @@ from creche.storage import _mysql_rows as rows
 from creche.storage._asyncmy import Connection
 from creche.storage._batches import in_lock_order
 from creche.storage._handles import Run
-from creche.storage._mysql_calls import BEGIN, COMMIT, DUPLICATE, Row, chunks, trips, undone_on_error
+from creche.storage._mysql_calls import BEGIN, COMMIT, DUPLICATE, Row, chunks, send, undone_on_error
 from creche.storage._mysql_ends import follow_now
 from creche.storage._mysql_literals import Expression, clock, render
 from creche.storage._pool import TransientConflict
@@ -94,10 +94,7 @@ class OurSession:
 
     async def write(self, statements: Sequence[str]) -> Sequence[Sequence[Row]]:
         """See `Session.write`."""
-        answers: list[Sequence[Row]] = []
-        for trip in trips(statements, self.most):
-            answers += [answer.rows for answer in await self.connection.run(";\n".join(trip))]
-        return answers
+        return [answer.rows for answer in await send(self.connection, statements)]
 
 
 @frozen

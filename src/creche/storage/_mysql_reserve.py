@@ -11,7 +11,7 @@ from attrs import frozen
 from creche._job import Reservation, ReservedJob
 from creche.storage import _mysql_rows as rows
 from creche.storage._asyncmy import Connection
-from creche.storage._mysql_calls import BEGIN, COMMIT, Row, undone_on_error
+from creche.storage._mysql_calls import BEGIN, COMMIT, Row, send, undone_on_error
 from creche.storage._mysql_literals import Expression, Render, among
 
 # How often a reserve looks again that found something ready and then got nothing of it.
@@ -65,7 +65,7 @@ class Reserve:
                 claimed += rows.in_turn((await connection.run(claim if number else f"{BEGIN};\n{claim}"))[-1].rows)
                 if len(claimed) >= self.limit:
                     break
-            await connection.run(";\n".join([*self._handed_over(claimed), COMMIT]))
+            await send(connection, [*self._handed_over(claimed), COMMIT])
         return claimed
 
     def _handed_over(self, claimed: Sequence[Row]) -> Sequence[str]:

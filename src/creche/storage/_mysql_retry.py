@@ -10,7 +10,7 @@ from asyncmy.errors import IntegrityError
 from creche._job import Status
 from creche.storage import _mysql_rows as rows
 from creche.storage._asyncmy import Connection
-from creche.storage._mysql_calls import BEGIN, COMMIT, DUPLICATE, Row, undone_on_error
+from creche.storage._mysql_calls import BEGIN, COMMIT, DUPLICATE, Row, send, undone_on_error
 from creche.storage._mysql_literals import Expression, Render
 from creche.storage._pool import TransientConflict
 
@@ -28,14 +28,14 @@ async def revive(
         holders: list[Row] = []
         if fingerprints:
             expire = render("expire_results", fingerprints=fingerprints, now=now)
-            holders = (await connection.run(f"{expire};\n{render('rivals', fingerprints=fingerprints)}"))[1].rows
+            holders = (await send(connection, [expire, render("rivals", fingerprints=fingerprints)]))[1].rows
         willing = _willing(job_ids, asked, {flight: holder for holder, flight in holders})
         statements = [render("statuses", **ids), COMMIT]
         if willing:
             chosen = {"ids": willing}
             statements[:0] = [render("retry", now=now, **chosen), render("delete_dead_letters", **chosen)]
         try:
-            answers = await connection.run(";\n".join(statements))
+            answers = await send(connection, statements)
         except IntegrityError as error:
             if error.args[0] != DUPLICATE:
                 raise

@@ -20,7 +20,7 @@ from asyncmy.errors import MySQLError, OperationalError
 from creche._job import Settlement
 from creche.errors import StorageError, StorageUnavailable, UsageError
 from creche.storage._asyncmy import Answer, Connection, translated
-from creche.storage._mysql_calls import BEGIN, COMMIT, Row, trips
+from creche.storage._mysql_calls import BEGIN, COMMIT, Row, send
 from creche.storage._mysql_ends import settled, settling
 from creche.storage._mysql_literals import Expression, Render, clock, literal
 
@@ -200,11 +200,8 @@ class MySQLTransaction:
 
     async def _send(self, statements: Sequence[str]) -> Sequence[Answer]:
         """Run statements of our own, within their time, or cut the connection."""
-        answers: list[Answer] = []
         with move_on_after(self._timeout), translated():
-            for trip in trips(statements, self._raw.max_allowed_packet):
-                answers += await self._raw.run(";\n".join(trip))
-            return answers
+            return await send(self._raw, statements)
         self._raw.drop()
         raise StorageUnavailable(f"MySQL gave no answer in {self._timeout:g} s: the transaction's outcome is unknown")
 

@@ -12,7 +12,8 @@ from attrs import frozen
 from creche._job import ERRORS_KEPT, WATCH_LIMIT, Retention, Status, Upkeep
 from creche.storage import _mysql_rows as rows
 from creche.storage._asyncmy import Connection
-from creche.storage._mysql_calls import BEGIN, COMMIT, Row, undone_on_error
+from creche.storage._hosts import ALLOWANCE
+from creche.storage._mysql_calls import BEGIN, COMMIT, Row, send, undone_on_error
 from creche.storage._mysql_ends import follow
 from creche.storage._mysql_literals import Expression, Render
 from creche.storage._mysql_queues import kept
@@ -21,12 +22,25 @@ WATCHED: Final = rows.microseconds(WATCH_LIMIT)
 
 
 async def maintain(
-    connection: Connection, *, render: Render, limit: int, retention: Retention, now: Expression
+    connection: Connection,
+    *,
+    render: Render,
+    limit: int,
+    retention: Retention,
+    allowance: float | None,
+    several: bool,
+    now: Expression,
 ) -> tuple[Upkeep, set[str]]:
     """Recover, bury, promote, prune; see `Storage.maintain`. Return, too, whom to wake: the queues that have something
     ready now, and who watches what has ended.
+
+    A lease is taken back `allowance` seconds after it has run out. None: what is usual where several servers give
+    leases, for the DSN names `several`, or this one says so; none elsewhere.
     """
-    return await _Round(connection, render, limit, now, kept(retention)).run()
+    if allowance is None:
+        allowance = ALLOWANCE if several or connection.membership.several_writers else 0.0
+    run_out = Expression(f"{now} - INTERVAL {rows.microseconds(allowance)} MICROSECOND") if allowance else now
+    return await _Round(connection, render, limit, now, run_out, kept(retention)).run()
 
 
 @frozen
@@ -35,11 +49,12 @@ class _Round:
     render: Render
     limit: int
     now: Expression
+    run_out: Expression
     kept: Mapping[str, int]
 
     async def run(self) -> tuple[Upkeep, set[str]]:
         ((expired, watched, gone),), finished, buried, due, ((expiry_in,),) = await self._send(
-            self.render("overdue", now=self.now, watched=WATCHED),
+            self.render("overdue", now=self.now, run_out=self.run_out, watched=WATCHED),
             self.render("finished", now=self.now, **self.kept),
             self.render("buried", now=self.now, failed=self.kept[Status.FAILED]),
             *self._news(),
@@ -72,7 +87,7 @@ class _Round:
 
     async def _take_back(self) -> tuple[int, int, set[str]]:
         """Recover and bury; return how many of each, and whom to wake because some have ended."""
-        which = {"now": self.now, "limit": self.limit}
+        which = {"run_out": self.run_out, "limit": self.limit}
         expired, spent = await self._send(self.render("expired", **which), self.render("spent", **which))
         recovered, buried = ([UUID(bytes=row[0]) for row in found] for found in (expired, spent))
         statements: list[str] = []
@@ -109,10 +124,10 @@ class _Round:
         return pruned
 
     def _news(self) -> tuple[str, str]:
-        return self.render("next_due", now=self.now), self.render("next_expiry", now=self.now)
+        return self.render("next_due", now=self.now), self.render("next_expiry", run_out=self.run_out)
 
     async def _send(self, *statements: str) -> list[list[Row]]:
-        return [answer.rows for answer in await self.connection.run(";\n".join(statements))]
+        return [answer.rows for answer in await send(self.connection, statements)]
 
     async def _write(self, statement: str, **parameters: object) -> int:
         """Run one statement; return how many rows it wrote."""

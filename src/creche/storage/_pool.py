@@ -5,6 +5,7 @@ It speaks to no database and starts no task: a driver object knows the connectio
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections import deque
@@ -23,7 +24,7 @@ __all__ = ["Driver", "Pool", "PoolStats", "TransientConflict"]
 # Seconds. From 0.25 s doubling to 5 s, each less up to a fifth: fewer than twenty connects in a minute's outage.
 FIRST_DELAY: Final = 0.25
 LONGEST_DELAY: Final = 5.0
-# Seconds. A connect that its caller gave up after this long says as much about the server as a refusal.
+# Seconds. A connect, or a call, that its caller gave up after this long says as much about the server as a refusal.
 STRUGGLING: Final = 1.0
 # Seconds for a driver to say good-bye.
 CLOSING: Final = 2.0
@@ -112,6 +113,7 @@ class Pool(Generic[C]):
         self._dialling = anyio.Lock()
         # The most recently used is taken first, so that what a lull leaves over grows old and is closed.
         self._idle: deque[tuple[_Held[C], float]] = deque()
+        self._trusted_since = -math.inf
         self._delay = 0.0
         self._not_before = 0.0
         self._last_error: StorageUnavailable | None = None
@@ -185,10 +187,15 @@ class Pool(Generic[C]):
         while self._idle:
             held, since = self._idle.pop()
             now = current_time()
-            if now < held.expires and now - since < self._max_idle and self._driver.usable(held.connection):
+            fresh = now < held.expires and now - since < self._max_idle and since > self._trusted_since
+            if fresh and self._driver.usable(held.connection):
                 return held
             await self._discard(held)
         return None
+
+    def distrust(self) -> None:
+        """Lend none of those again that are idle now: one like them has shown that their server fails."""
+        self._trusted_since = current_time()
 
     async def _dial(self) -> _Held[C] | None:
         started = current_time()

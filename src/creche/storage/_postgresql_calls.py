@@ -19,7 +19,7 @@ Row: TypeAlias = tuple[Any, ...]
 Statement: TypeAlias = tuple[bytes, dict[str, Any]]
 
 # What a URL's query may set besides libpq's own parameters.
-OPTIONS: Final = frozenset({"pool_size", "call_timeout", "prepare_threshold"})
+OPTIONS: Final = frozenset({"pool_size", "call_timeout", "prepare_threshold", "skew_allowance"})
 
 
 async def rows(connection: Link, statement: bytes, parameters: dict[str, Any]) -> list[Row]:

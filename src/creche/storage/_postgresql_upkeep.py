@@ -35,9 +35,15 @@ class Maintained:
 
 
 async def maintain(
-    connection: Link, sql: Mapping[str, bytes], *, limit: int, retention: Retention, now: datetime | None
+    connection: Link,
+    sql: Mapping[str, bytes],
+    *,
+    limit: int,
+    retention: Retention,
+    allowance: float,
+    now: datetime | None,
 ) -> Maintained:
-    """Do the upkeep; see `Storage.maintain`."""
+    """Do the upkeep; see `Storage.maintain`. A lease is taken back `allowance` seconds after it has run out."""
     parameters = {
         "limit": limit,
         "kept": ERRORS_KEPT,
@@ -45,6 +51,7 @@ async def maintain(
         "failed": retention.failed,
         "cancelled": retention.cancelled,
         "unwatched": WATCH_LIMIT,
+        "allowance": allowance,
         "now": now,
     }
     runner = OwnRunner(connection, sql)

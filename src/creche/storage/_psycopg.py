@@ -14,7 +14,7 @@ import math
 import os
 import select
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Hashable
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext, suppress
 from time import monotonic
 from types import TracebackType
@@ -36,6 +36,7 @@ from psycopg.rows import AsyncRowFactory, Row, tuple_row
 from psycopg.waiting import Ready, Wait
 
 from creche.errors import ConfigurationError, StatementRejected, StorageUnavailable
+from creche.storage._hosts import Reputation, shares
 from creche.storage._pool import TransientConflict
 
 __all__ = ["Connection", "PsycopgDriver", "notifications", "translated"]
@@ -176,10 +177,16 @@ def _parameters(conninfo: str, **kwargs: ConnParam) -> ConnDict:
         raise ConfigurationError(f"the PostgreSQL DSN can't be read: {hint}")
     if (port := get_param(parameters, "port")) and not port.replace(",", "").isdecimal():
         raise ConfigurationError(f"the port in the PostgreSQL DSN is not a number: {hint}")
-    for name, value in DEFAULTS.items():
+    defaults = {**DEFAULTS, "target_session_attrs": "read-write"} if _several(parameters) else DEFAULTS
+    for name, value in defaults.items():
         if get_param(parameters, name) is None:
             parameters[name] = value
     return parameters
+
+
+def _several(parameters: ConnDict) -> bool:
+    """Whether they name more than one server, of which a standby would be of no use to us."""
+    return any("," in (get_param(parameters, name) or "") for name in ("host", "hostaddr"))
 
 
 async def _attempts(parameters: ConnDict, patience: float, failures: list[str]) -> list[ConnDict]:
@@ -203,6 +210,10 @@ async def _attempts(parameters: ConnDict, patience: float, failures: list[str]) 
     # psycopg orders them by target_session_attrs and load_balance_hosts; nothing is left for it to resolve.
     hosts, addresses, ports = (",".join(column) for column in zip(*found, strict=True))
     return await conninfo_attempts_async({**parameters, "host": hosts, "hostaddr": addresses, "port": ports})
+
+
+def _place(attempt: ConnDict) -> tuple[str | None, ...]:
+    return tuple(get_param(attempt, name) for name in ("host", "hostaddr", "port"))
 
 
 def _target(attempt: ConnDict) -> str:
@@ -262,6 +273,7 @@ class Connection(AsyncConnection[Row]):
 
     def __init__(self, pgconn: pq.abc.PGconn, row_factory: AsyncRowFactory[Any] = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
+        self.place: Hashable = None  # where its server has a reputation
         # A semaphore has no owner: one task may release what another acquired, as psycopg's generators do.
         self.lock = anyio.Semaphore(1, max_value=1, fast_acquire=True)  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
         self._pid = os.getpid()
@@ -270,7 +282,7 @@ class Connection(AsyncConnection[Row]):
         self.add_notice_handler(self._notice)
 
     @classmethod
-    async def connect(
+    async def connect(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         cls,
         conninfo: str = "",
         *,
@@ -279,13 +291,15 @@ class Connection(AsyncConnection[Row]):
         context: AdaptContext | None = None,
         row_factory: AsyncRowFactory[Any] | None = None,
         cursor_factory: type[AsyncCursor[Any]] | None = None,
+        reputation: Reputation | None = None,
         **kwargs: ConnParam,
     ) -> Self:
-        """Open a connection to the first of the conninfo's hosts that answers.
+        """Open a connection to the first of the conninfo's hosts that answers, last to those of a bad reputation.
 
-        What the conninfo and the environment leave open is set here: timeouts, keepalives, the application's name.
-        `connect_timeout` (seconds, at least 2) bounds each address tried. Prepared statements are off by default,
-        because a transaction-pooling PgBouncer hands each statement to another server connection.
+        What the conninfo and the environment leave open is set here: timeouts, keepalives, the application's name; and
+        of several hosts, that it be one that takes writes. `connect_timeout` (seconds, at least 2) bounds each address
+        tried; so does its share of the time that the caller has. Prepared statements are off by default, because a
+        transaction-pooling PgBouncer hands each statement to another server connection.
 
         Raises:
             psycopg.OperationalError: no host answered; the message names each and what it said, and no password.
@@ -294,12 +308,17 @@ class Connection(AsyncConnection[Row]):
         parameters = _parameters(conninfo, **kwargs)
         patience = timeout_from_conninfo(parameters)
         failures: list[str] = []
-        for attempt in await _attempts(parameters, patience, failures):
+        reputation = reputation or Reputation()
+        attempts = reputation.in_turn(await _attempts(parameters, patience, failures), _place)
+        for attempt, share in shares(attempts, longest=patience):
             try:
-                connection = await cls._dial(attempt, patience)
+                connection = await cls._dial(attempt, share)
             except e.Error as error:
                 failures.append(f"{_target(attempt)}: {' '.join(str(error).split())}")
+                reputation.failed(_place(attempt))
             else:
+                connection.place = _place(attempt)
+                reputation.answered(connection.place)
                 break
         else:
             # A new error, not a chained one: psycopg's own carries the conninfo with its password as an attribute.
@@ -315,7 +334,7 @@ class Connection(AsyncConnection[Row]):
     async def _dial(cls, attempt: ConnDict, patience: float) -> Self:
         with anyio.move_on_after(patience):
             return await _connected(cls._connect_gen(make_conninfo("", **attempt)))
-        raise e.ConnectionTimeout(f"no answer in {patience:g} s")
+        raise e.ConnectionTimeout(f"no answer in {patience:.3g} s")
 
     async def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
         """Drive one of psycopg's generators: the only place that waits for the server."""
@@ -468,13 +487,21 @@ class PsycopgDriver:
 
     dsn: str = field(repr=False)
     prepare_threshold: int | None = None
+    _reputation: Reputation = field(factory=Reputation, init=False, repr=False, eq=False)
 
     server = "PostgreSQL"
+
+    @property
+    def several(self) -> bool:
+        """Whether the DSN names more than one server."""
+        return _several(_parameters(self.dsn))
 
     async def connect(self) -> Connection[tuple[Any, ...]]:
         """Open a connection. Raises StorageUnavailable where another try makes sense."""
         with translated():
-            return await Connection.connect(self.dsn, prepare_threshold=self.prepare_threshold)
+            return await Connection.connect(
+                self.dsn, prepare_threshold=self.prepare_threshold, reputation=self._reputation
+            )
 
     def usable(self, connection: Connection[tuple[Any, ...]]) -> bool:
         """Whether the server has not hung up: an idle connection with something to read was told good-bye."""
@@ -496,7 +523,8 @@ class PsycopgDriver:
         return translated()
 
     def drop(self, connection: Connection[tuple[Any, ...]]) -> None:
-        """Cut it at once."""
+        """Cut it at once: its server has failed."""
+        self._reputation.failed(connection.place)
         connection.cancel()
 
     async def close(self, connection: Connection[tuple[Any, ...]]) -> None:

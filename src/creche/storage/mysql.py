@@ -49,7 +49,7 @@ from creche.storage import _mysql_rows as rows
 from creche.storage._asyncmy import Answer, AsyncmyDriver, Connection
 from creche.storage._calls import Calls
 from creche.storage._listener import LocalListener
-from creche.storage._mysql_address import Address, parse_dsn
+from creche.storage._mysql_address import Destination, parse_dsn
 from creche.storage._mysql_calls import Row, bare, together
 from creche.storage._mysql_check import Doctor
 from creche.storage._mysql_delete import delete
@@ -93,38 +93,62 @@ class MySQLStorage:
 
     Args:
         dsn: a URL, `mysql://user:password@host/database` or `mariadb://…`; docs/mysql.md tells what its query may say
-            of TLS and sockets. It may also carry the options below.
+            of TLS and sockets. It may also carry the options below. Of several hosts, `h1,h2:3307`, the first is used
+            that takes writes.
         pool_size: how many connections are used for calls, at most, and how many more for transactions that handlers
             share; each listener has one more.
         call_timeout: seconds after which a call is given up as StorageUnavailable, whatever it was waiting for. A lease
             must be a good deal longer.
         push: whether idle workers sleep in the server until a dispatch wakes them, which takes a connection each; else
             they poll.
+        skew_allowance: seconds after which a lease that has run out is taken back: by how much the clocks of those
+            servers differ, at most, that give leases. None: two with several hosts, and where a server says that others
+            take writes beside it; else none.
     """
 
-    def __init__(self, dsn: str, *, pool_size: int = 5, call_timeout: float = 10.0, push: bool = True) -> None:
-        address, options = parse_dsn(dsn)
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        pool_size: int = 5,
+        call_timeout: float = 10.0,
+        push: bool = True,
+        skew_allowance: float | None = None,
+    ) -> None:
+        destination, options = parse_dsn(dsn)
+        allowance = options.get("skew_allowance", skew_allowance)
         self._set_up(
-            address,
+            destination,
             pool_size=check_integer("pool_size", options.get("pool_size", pool_size), 1, 1_000),
             timeout=check_seconds("call_timeout", options.get("call_timeout", call_timeout), positive=True),
             push=_check_push(options.get("push", push)),
+            allowance=None if allowance is None else check_seconds("skew_allowance", allowance),
         )
 
-    def _set_up(self, address: Address, *, pool_size: int, timeout: float, push: bool, trusting: bool = False) -> None:
-        self._address = address
-        self._driver = AsyncmyDriver(address, lock_timeout=timeout)
+    def _set_up(
+        self,
+        destination: Destination,
+        *,
+        pool_size: int,
+        timeout: float,
+        push: bool,
+        allowance: float | None,
+        trusting: bool = False,
+    ) -> None:
+        self._destination = destination
+        self._driver = AsyncmyDriver(destination, lock_timeout=timeout)
         self._pool_size = pool_size
         self._calls: Calls[Connection] = Calls(self._driver, pool_size=pool_size, timeout=timeout)
         self._capabilities = Capabilities(listen=push, shared=True, durable=True)
         dialect = load("mysql")
         self._schema = Schema(dialect, self._driver)
         self._sql = {name: bare(text) for name, text in dialect.statements.items()}
+        self._allowance = allowance
         self._trusting = trusting
         self._opened: _Opened | None = None
 
     def __repr__(self) -> str:
-        return f"<MySQLStorage {self._address.place}>"
+        return f"<MySQLStorage {self._destination.place}>"
 
     @property
     def capabilities(self) -> Capabilities:
@@ -202,7 +226,12 @@ class MySQLStorage:
         """See `Storage.twin`. It has one connection, and trusts that somebody has looked at the schema."""
         twin = MySQLStorage.__new__(MySQLStorage)
         twin._set_up(  # noqa: SLF001 - what the constructor does, without a DSN
-            self._address, pool_size=1, timeout=self._calls.timeout, push=self._capabilities.listen, trusting=True
+            self._destination,
+            pool_size=1,
+            timeout=self._calls.timeout,
+            push=self._capabilities.listen,
+            allowance=self._allowance,
+            trusting=True,
         )
         return twin
 
@@ -332,9 +361,16 @@ class MySQLStorage:
 
     async def maintain(self, limit: int, *, retention: Retention, now: datetime | None = None) -> Upkeep:
         """See `Storage.maintain`. Where there is nothing to do it locks nothing."""
-        upkeep, woken = await self._calls.run(
-            partial(maintain, render=self._render, limit=max(0, limit), retention=retention, now=clock(now))
+        work = partial(
+            maintain,
+            render=self._render,
+            limit=max(0, limit),
+            retention=retention,
+            allowance=self._allowance,
+            several=len(self._destination.hosts) > 1,
+            now=clock(now),
         )
+        upkeep, woken = await self._calls.run(work)
         self._wake(woken)
         return upkeep
 
@@ -453,7 +489,7 @@ class MySQLStorage:
                 await self._made_ours(connection)
             connection.lent = True
             begun = MySQLTransaction.begun(
-                connection, render=self._render, timeout=self._calls.timeout, database=self._address.database
+                connection, render=self._render, timeout=self._calls.timeout, database=self._destination.database
             )
             async with begun as transaction:
                 yield transaction
@@ -461,7 +497,7 @@ class MySQLStorage:
 
     async def _made_ours(self, connection: Connection) -> None:
         with anyio.move_on_after(self._calls.timeout), self._driver.translated():
-            await connection.reset(self._address.database, lock_timeout=self._calls.timeout)
+            await connection.reset(self._destination.database, lock_timeout=self._calls.timeout)
             return
         connection.drop()
         raise StorageUnavailable(f"{self!r} gave no answer in {self._calls.timeout:g} s")

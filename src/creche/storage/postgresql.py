@@ -50,6 +50,7 @@ from creche.errors import QueueNotOpen, StorageUnavailable, UsageError
 from creche.storage import _postgresql_documents as documents
 from creche.storage import mask
 from creche.storage._calls import Calls
+from creche.storage._hosts import ALLOWANCE
 from creche.storage._pool import TransientConflict
 from creche.storage._postgresql_calls import Link, OwnRunner, Row, bare, rows, split_options, together
 from creche.storage._postgresql_dispatch import Dispatched, dispatch, dispatch_within
@@ -98,17 +99,25 @@ class PostgreSQLStorage:
 
     Args:
         dsn: a URL, `postgresql://user:password@host/database?sslmode=require`, or libpq's `host=… dbname=…`. A URL
-            may also carry the options below. With several hosts, say `target_session_attrs=read-write`.
+            may also carry the options below. Of several hosts, `h1,h2:5433`, the first is used that takes writes.
         pool_size: how many connections are used for calls, at most, and how many for handlers' transactions; each
             listener has one more.
         call_timeout: seconds after which a call is given up as StorageUnavailable, whatever it was waiting for;
             the end of a transaction may take two more. A lease must be a good deal longer.
         prepare_threshold: prepare a statement when it is sent for this many times; None, never: a pooler may hand
             the next one to a server connection that has not heard of it.
+        skew_allowance: seconds after which a lease that has run out is taken back: by how much the clocks of those
+            servers differ, at most, of which one may take another's place. None: two with several hosts, else none.
     """
 
     def __init__(
-        self, dsn: str, *, pool_size: int = 5, call_timeout: float = 10.0, prepare_threshold: int | None = None
+        self,
+        dsn: str,
+        *,
+        pool_size: int = 5,
+        call_timeout: float = 10.0,
+        prepare_threshold: int | None = None,
+        skew_allowance: float | None = None,
     ) -> None:
         dsn, options = split_options(dsn)
         threshold = options.get("prepare_threshold", prepare_threshold)
@@ -119,6 +128,8 @@ class PostgreSQLStorage:
         )
         size = check_integer("pool_size", options.get("pool_size", pool_size), 1, 1_000)
         timeout = check_seconds("call_timeout", options.get("call_timeout", call_timeout), positive=True)
+        allowance = options.get("skew_allowance", skew_allowance)
+        self._allowance = None if allowance is None else check_seconds("skew_allowance", allowance)
         self._calls = Calls(self._driver, pool_size=size, timeout=timeout)
         self._dialect = load("postgresql")
         self._schema = Schema(self._dialect, self._driver)
@@ -198,6 +209,7 @@ class PostgreSQLStorage:
             pool_size=1,
             call_timeout=self._calls.timeout,
             prepare_threshold=self._driver.prepare_threshold,
+            skew_allowance=self._allowance,
         )
         twin._known = self._known if self._opened is None else self._opened.schema
         return twin
@@ -307,7 +319,10 @@ class PostgreSQLStorage:
 
     async def maintain(self, limit: int, *, retention: Retention, now: datetime | None = None) -> Upkeep:
         """See `Storage.maintain`."""
-        work = partial(maintain, sql=self._sql, limit=limit, retention=retention, now=now)
+        allowance = self._allowance
+        if allowance is None:
+            allowance = ALLOWANCE if self._driver.several else 0.0
+        work = partial(maintain, sql=self._sql, limit=limit, retention=retention, allowance=allowance, now=now)
         maintained = await self._calls.run(work)
         self._wake(maintained.woken)
         return maintained.upkeep

@@ -246,7 +246,9 @@ class MySQLFamily(MySQLDatabases, PrivateServer):
         # What is laid down for good is set here already; the rest may not suit the script of the system's tables.
         lasting = ("innodb_", "loose_innodb_", "lower_case_table_names", "user")
         settings = {name: value for name, value in self._settings.items() if name.startswith(lasting)}
-        self._run([*self._initialize(), f"--datadir={self.folder / 'data'}", *_options(settings)])
+        # A server that starts clears its tmpdir of temporary tables, whosever they are: each needs one of its own.
+        own = {"datadir": str(self.folder / "data"), "tmpdir": str(self.folder)}
+        self._run([*self._initialize(), *_options({**own, **settings})])
         self._write(
             "accounts.sql",
             f"""
@@ -256,6 +258,13 @@ class MySQLFamily(MySQLDatabases, PrivateServer):
             GRANT ALL PRIVILEGES ON *.* TO 'root'@'127.0.0.1' WITH GRANT OPTION;
             """,
         )
+
+    def _be_like(self, other: MySQLFamily) -> None:
+        """Run as whom that one runs, with its password."""
+        self._identity = other._identity
+        self._password = other._password
+        if "user" in other._settings:
+            self._settings["user"] = other._settings["user"]
 
     @abstractmethod
     def _initialize(self) -> Sequence[str | Path]:

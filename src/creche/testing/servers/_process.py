@@ -141,7 +141,7 @@ class PrivateServer(Databases):
         # A port taken in the meantime is drawn again, but not once there may be DSNs that name it.
         kept = self.port
         for attempt in range(5):
-            self.port = kept or _free_port()
+            self.port = kept or free_port()
             if self._try_start():
                 return
             if not kept and _is_free(self.port):
@@ -178,19 +178,22 @@ class PrivateServer(Databases):
             time.sleep(0.005)
         self._watch("")
 
-    def freeze(self) -> None:
-        """Stop it and all its sessions as they stand, until `thaw`. The kernel goes on taking connections for it."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let a frozen server go on."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._server is not None:
-            for process in [self._server.pid, *_children(self._server.pid)]:
+    @contextmanager
+    def frozen(self) -> Generator[None]:
+        """Stop it and all its sessions as they stand, for the length of the block. The kernel goes on taking connections
+        for it.
+        """
+        assert self._server is not None
+        processes = [self._server.pid, *_children(self._server.pid)]
+        try:
+            for process in processes:
                 with suppress(ProcessLookupError):
-                    os.kill(process, number)
+                    os.kill(process, signal.SIGSTOP)
+            yield
+        finally:
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGCONT)
 
     def remove(self) -> None:
         """Stop it, and delete everything it had."""
@@ -297,7 +300,8 @@ class PrivateServer(Databases):
         raise ServerFailed(f"{self.name} refuses to run as root, and there is no user {' or '.join(self.users)}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port below those that the kernel hands out, free just now."""
     while not _is_free(port := secrets.choice(PORTS)):
         pass
     return port

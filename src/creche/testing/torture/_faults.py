@@ -163,11 +163,8 @@ _stopped("the server is stopped at once", PrivateServer.stop, _over_a_wire)
 def _freeze_server(stage: Stage) -> Fault:
     server = stage.ground.server
     assert server is not None
-    server.freeze()
-    try:
+    with server.frozen():
         yield stage.while_it_lasts()
-    finally:
-        server.thaw()
 
 
 @_fault("the pooler is killed", lambda ground: ground.pooler is not None)
