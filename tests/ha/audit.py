@@ -15,9 +15,10 @@ from itertools import pairwise
 from typing import Any, Final, TypeAlias
 
 from attrs import field, frozen
-from faults.herd import Entry, ended_well
 
 from creche import Status
+from creche.testing._herd import ended_well
+from creche.testing._ledger import Entry
 
 
 @frozen(kw_only=True)

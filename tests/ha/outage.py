@@ -26,11 +26,11 @@ from attrs import evolve
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest does
 
-from faults.herd import Herd, Ledger, read_ledgers, take_turns
-
 from creche import Job, Queue, Status, Worker, events
 from creche.errors import StorageUnavailable
 from creche.storage import open_storage
+from creche.testing._herd import Herd, take_turns
+from creche.testing._ledger import Ledger, read_ledgers
 from ha.audit import CHECKS, Plan, Row, Story, audit, counts
 from ha.clusters import Cluster, galera, group, postgresql
 

@@ -85,10 +85,9 @@ def test_a_killed_server_comes_back_on_its_port_with_its_data(server: PostgreSQL
 
 def test_a_frozen_server_answers_nobody_and_then_whoever_asked(server: PostgreSQLServer) -> None:
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        server.freeze()
-        connection.pgconn.send_query(b"SELECT 1")
-        assert not select.select([connection.fileno()], [], [], 0.2)[0]
-        server.thaw()
+        with server.frozen():
+            connection.pgconn.send_query(b"SELECT 1")
+            assert not select.select([connection.fileno()], [], [], 0.2)[0]
         assert connection.pgconn.get_result() is not None
         assert connection.pgconn.get_result() is None
 

@@ -180,8 +180,8 @@ class PrivateServer(Databases):
 
     @contextmanager
     def frozen(self) -> Generator[None]:
-        """Stop it and all its sessions as they stand, for the length of the block. The kernel goes on taking connections
-        for it.
+        """Stop it and all its sessions as they stand, for the length of the block. The kernel goes on taking
+        connections for it.
         """
         assert self._server is not None
         processes = [self._server.pid, *_children(self._server.pid)]
