@@ -280,7 +280,7 @@ def test_a_handful_is_not_asked_about() -> None:
 def test_every_colour_can_be_read_on_black_and_on_white() -> None:
     styles = {
         *_display.STATUS_STYLES.values(),
-        *(_display.GOOD, _display.BAD, _display.CARE, _display.BUSY, _display.LATER, _display.ENDED),
+        *(_display.GOOD, _display.BAD, _display.CARE, _display.BUSY, _display.LATER, _display.ENDED, _display.FAINT),
     }
     for style in styles:
         light = _luminance(style)
@@ -294,6 +294,17 @@ def _luminance(style: str) -> float:
 
     red, green, blue = Color.parse(style).get_truecolor()
     return 0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue)
+
+
+def test_a_terminal_of_sixteen_colours_has_only_those_that_can_be_read_on_both_grounds() -> None:
+    jobs(1)
+    failed(1)
+    with in_terminal("queues", environment={"TERM": "xterm"}) as terminal:
+        assert terminal.ended() == 0, terminal.shown
+        assert "no worker" in terminal.shown
+    codes = {code for found in re.findall(r"\x1b\[([0-9;]*)m", terminal.shown) for code in found.split(";") if code}
+    assert "31" in codes, "red"
+    assert codes <= {"0", "1", "2", "31", "35"}, "bold, dim, red, magenta"
 
 
 # --- dead letters -----------------------------------------------------------------------------------

@@ -9,17 +9,22 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 
 import anyio
 import psycopg
 import pytest
+from attrs import evolve
 from rich.cells import cell_len
+from rich.console import Console
 
 from cli.kit import PATIENCE, Run, Terminal, in_terminal
 from creche import Queue, Status
 from creche._ids import new_job_id
-from creche._job import NewJob, Presence
+from creche._job import Failure, JobFilter, JobRecord, NewJob, Presence, QueueStats
+from creche.cli._screen import Look, Outage, screen
 from creche.storage import open_storage
 from creche.testing.servers import PostgreSQLServer, private_postgresql
 from missing import unless_missing
@@ -156,7 +161,7 @@ def test_an_outage_is_shown_and_outlived() -> None:
         with in_terminal("top", "--interval", "0.2", environment={"CRECHE_DSN": dsn}) as terminal:
             terminal.until(lambda frame: "mail" in "\n".join(frame))
             server.kill()
-            dark = terminal.until(lambda frame: "no answer for" in "\n".join(frame))
+            dark = terminal.until(lambda frame: "UTC" in frame[0] and "no answer for" in "\n".join(frame))
             assert "mail" in "\n".join(dark), "what was seen last stays"
             assert max(map(cell_len, dark)) <= 80
             server.start()
@@ -203,6 +208,71 @@ def test_one_look_is_printed_uncut_in_a_pipe(busy: str, run: Run) -> None:
 def test_without_a_terminal_it_wants_once_or_json(run: Run) -> None:
     done = run("top")
     assert (done.code, "--once" in done.err) == (2, True)
+
+
+def test_in_a_terminal_that_can_only_print_it_wants_them_too() -> None:
+    with in_terminal("top", environment={"TERM": "dumb"}) as terminal:
+        assert terminal.ended() == 2, terminal.shown
+    assert "--once" in terminal.shown
+
+
+def outage_in(width: int, height: int) -> list[str]:
+    """What top shows where it has not had an answer yet."""
+    why = "can't reach it: 接続に失敗しました: connection to server at 127.0.0.1, port 5432 failed: Connection refused"
+    return drawn(None, Outage(since=datetime.now(UTC), why=why), width, height)
+
+
+def drawn(look: Look | None, outage: Outage | None, width: int, height: int) -> list[str]:
+    console = Console(width=width, height=height, file=StringIO())
+    with console.capture() as captured:
+        console.print(screen(look, outage, where="postgresql://db/jobs", width=width, height=height))
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def test_the_reason_of_an_outage_is_shown_to_its_end_where_there_is_room() -> None:
+    for width, height, lines in ((50, 24, 3), (80, 24, 2), (120, 40, 2)):
+        shown = outage_in(width, height)
+        assert len(shown) == 1 + lines, shown
+        assert " ".join(shown).endswith("failed: Connection refused")
+        assert max(map(cell_len, shown)) <= width
+    small = outage_in(40, 10)
+    assert len(small) == 2
+    assert small[1].startswith("no answer for")
+    assert small[1].endswith("…")
+    assert cell_len(small[1]) <= 40
+
+
+@pytest.mark.parametrize("width", [50, 60, 69, 70, 80])
+def test_a_narrow_window_has_names_and_whole_numbers(width: int) -> None:
+    now = datetime.now(UTC)
+    counts = {Status.PENDING: 54_321, Status.COMPLETED: 98_765, Status.FAILED: 99_321}
+    queue = QueueStats(queue_name="documents", counts=counts, oldest_ready=59.0, finished=99, paused_at=now)
+    look = Look(at=now, queues=[queue], workers=(), failed=())
+    (line,) = [line for line in drawn(look, None, width, 24) if "54321" in line]
+    assert line.startswith("documen")
+    assert "99321" in line
+    assert line.endswith(("paused 0s", "paused 1s"))
+    assert cell_len(line) <= width
+
+
+def test_a_long_type_takes_no_room_from_what_went_wrong() -> None:
+    what = "no such customer: they have moved away"
+
+    async def inserted() -> JobRecord:
+        async with open_storage("sqlite:///jobs.db") as storage:
+            new = NewJob(id=new_job_id(), type="a.long.name." * 9, payload=b"{}", queue_name="mail")
+            await storage.insert([new])
+            (job,) = await storage.list(JobFilter(), 1)
+            return job
+
+    job = anyio.run(inserted)
+    error = Failure(type="shop.Unknown", message=what, traceback="")
+    failed = evolve(job, status=Status.FAILED, completed_at=job.created_at, last_error=error)
+    look = Look(at=datetime.now(UTC), queues=(), workers=(), failed=[failed])
+    for width, least in ((80, 12), (120, 38)):
+        (line,) = [line for line in drawn(look, None, width, 24) if str(job.id) in line]
+        assert what[:least] in line, line
+        assert cell_len(line) <= width
 
 
 def test_looks_are_lines_of_json_until_a_signal() -> None:

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
-PATIENCE = 30.0
+from cli.kit import PATIENCE, in_terminal
 
 APP = """
     import anyio
@@ -49,6 +50,11 @@ APP = """
     async def dies() -> None:
         raise Discard("no paper")
 
+    @queue.task("tells")
+    async def tells(job: Job) -> None:
+        await job.progress(0.42, "三十三件のうち二十二件を処理しました, " * 9)
+        await anyio.sleep(600)
+
     @queue.task("paints")
     async def paints(job: Job, fail: bool) -> str:
         await job.progress(0.5, "\\x1b[31mred\\njob 1 100%: completed")
@@ -63,7 +69,7 @@ APP = """
 def home(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "app.py").write_text(textwrap.dedent(APP))
     subprocess.run(creche("migrate", "--dsn", "sqlite:///jobs.db"), cwd=tmp_path, check=True, capture_output=True)
-    command = creche("worker", "app:queue")
+    command = creche("worker", "app:queue", "--grace", "0")
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as worker:
         yield tmp_path
         worker.send_signal(signal.SIGTERM)
@@ -127,6 +133,36 @@ def test_a_terminal_has_a_bar(home: Path) -> None:
     assert re.search(rb"page \d+\\u001b\[31m", drawn)
 
 
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_however_much_a_job_says_its_share_is_shown_on_one_line(
+    home: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    job_id = dispatch(home, "tells")
+    with in_terminal("jobs", "watch", "--dsn", "sqlite:///jobs.db", job_id, columns=columns) as terminal:
+        deadline = time.monotonic() + PATIENCE
+        while "42%" not in terminal.shown:
+            assert time.monotonic() < deadline, terminal.shown
+            terminal.read(0.1)
+        terminal.process.send_signal(signal.SIGTERM)
+        assert terminal.ended() == -signal.SIGTERM
+    drawn = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", terminal.shown)]
+    line = next(line for line in drawn if "42%" in line)
+    assert re.search(r"^processing, a.*… [━╸╺]+ +42% \d:\d\d:\d\d$", line)
+    assert max(map(cell_len, drawn)) <= columns
+    assert "\x1b[?25l" not in terminal.shown, "the cursor was never taken: it need not be given back"
+
+
+def test_a_terminal_that_can_only_print_has_lines(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    job_id = dispatch(home, "read", "pages=10")
+    words = ("jobs", "watch", "--dsn", "sqlite:///jobs.db", job_id)
+    with in_terminal(*words, environment={"TERM": "dumb"}) as terminal:
+        assert terminal.ended() == 0, terminal.shown
+    assert f"job {job_id} 100%: completed" in terminal.shown
+    assert "\x1b" not in terminal.shown
+
+
 def test_a_job_that_dies_or_is_not_there_or_takes_too_long_has_its_own_exit_code(home: Path) -> None:
     dead = watch(home, dispatch(home, "dies"))
     assert dead.returncode == 3
@@ -134,7 +170,7 @@ def test_a_job_that_dies_or_is_not_there_or_takes_too_long_has_its_own_exit_code
     missing = watch(home, "01a1ffbb-0608-73fd-b495-106d2fc0fa56")
     assert missing.returncode == 3
     assert "there is no job" in missing.stderr
-    late = watch(home, "--timeout", "0.2", dispatch(home, "read", "pages=30"))
+    late = watch(home, "--timeout", "0.2", dispatch(home, "tells"))
     assert late.returncode == 4
     assert "is still" in late.stderr
 

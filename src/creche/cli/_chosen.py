@@ -21,7 +21,7 @@ from creche import JobNotFound, Status
 from creche._bulk import PAGE, dispatched_before, matching
 from creche._job import FINISHED, JobFilter, JobRecord
 from creche.abc import Storage
-from creche.cli._display import console_of_words, plain_text, print_json, say
+from creche.cli._display import can_draw, console_of_words, plain_text, print_json, say
 from creche.cli._durations import duration
 from creche.cli._problems import ExitCode, Misuse
 from creche.cli._storages import dsn_option, opened
@@ -324,7 +324,7 @@ class _Tally:
         """Show it on one line that goes where there is a terminal, else by a line now and then."""
         tally = cls(action, noun, None)
         try:
-            if sys.stderr.isatty():
+            if can_draw(sys.stderr):
                 with console_of_words().status(f"{action.verb} …") as line:
                     tally._show = line.update
                     yield tally

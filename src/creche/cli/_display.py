@@ -5,10 +5,11 @@ What users stored is shown as text: no markup, no escape sequence of theirs reac
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 import msgspec
@@ -27,11 +28,12 @@ _CONTROL_IN_JSON: Final = re.compile(
 # Tones from the middle of the scale: each can be read on white as well as on black, which `yellow`, `cyan` and
 # `blue` of most terminals can't.
 GOOD: Final = "color(28)"
-BAD: Final = "color(160)"
+BAD: Final = "color(196)"
 CARE: Final = "color(130)"
 BUSY: Final = "color(30)"
 LATER: Final = "color(27)"
 ENDED: Final = "color(164)"
+FAINT: Final = "color(244)"  # `dim` is black on white in xterm, and hardly to be seen in others
 STATUS_STYLES: Final = {
     Status.PENDING: CARE,
     Status.SCHEDULED: LATER,
@@ -41,14 +43,17 @@ STATUS_STYLES: Final = {
     Status.CANCELLED: ENDED,
 }
 _THEME: Final = {
-    "bar.back": "dim",
+    "bar.back": FAINT,
     "bar.complete": BUSY,
     "bar.finished": GOOD,
     "bar.pulse": BUSY,
     "progress.percentage": "none",
-    "progress.elapsed": "dim",
+    "progress.elapsed": FAINT,
     "status.spinner": BUSY,
 }
+# What stands for them where a terminal has but the sixteen colours with names, as in most containers (TERM=xterm): red
+# and magenta of most can be read on both grounds, the others can't.
+_OF_FEW_COLOURS: Final = {GOOD: "none", CARE: "bold", BUSY: "none", LATER: "none", FAINT: "dim"}
 
 
 # --- for programs -----------------------------------------------------------------------------------
@@ -166,14 +171,14 @@ def _print_record(facts: Iterable[tuple[str, RenderableType]], parts: Iterable[t
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
+    table.add_column(style=FAINT, no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts:
         table.add_row(name, value)
     console = console_of_data()
     console.print(table)
     for title, text in parts:
-        console.print(Text(f"\n{title}", style="dim"))
+        console.print(Text(f"\n{title}", style=FAINT))
         console.print(text_of(text), soft_wrap=True)
 
 
@@ -306,16 +311,20 @@ def shortened(text: str, style: str = "") -> Text:
     return short
 
 
+def can_draw(stream: TextIO) -> bool:
+    """Return whether it is a terminal in which lines can be drawn over: rich draws nothing at all in a dumb one."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in {"dumb", "unknown"}
+
+
 def console_of_words() -> Console:
     """Return a console on stderr."""
-    from rich.console import Console
-    from rich.theme import Theme
+    from creche.cli._console import WordsConsole
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False, theme=Theme(_THEME))
+    return WordsConsole(_THEME)
 
 
 def console_of_data() -> Console:
     """Return a console on stdout."""
     from creche.cli._console import DataConsole
 
-    return DataConsole()
+    return DataConsole(_OF_FEW_COLOURS)

@@ -63,7 +63,7 @@ def list_queues(dsn: str, json: bool) -> None:
         return
     console = console_of_data()
     wide = console.width >= WIDE
-    console.print(queue_table(look.queues, served, wide=wide))
+    console.print(queue_table(look.queues, served, width=console.width))
     for each in look.queues if not wide else ():
         if each.retention is not None:
             click.echo(f"{plain_text(each.queue_name)} keeps {_kept(each.retention)}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from creche._job import JobRecord, QueueStats, Status, WorkerRecord
-from creche.cli._display import BAD, age, brief, shortened, span, text_of
+from creche.cli._display import BAD, age, brief, console_of_data, shortened, span, text_of
 from creche.cli._tables import (
     WIDE,
     new_table,
@@ -87,52 +87,60 @@ def screen(
 
     lines: list[RenderableType] = [_head(where, look, keys=keys)]
     if outage is not None:
-        lines.append(_outage(outage))
+        lines += _outage(outage, width, 1 if height is None else max(1, height // _OUTAGE_SHARE))
     if look is None:
         return Group(*lines)
     room = None if height is None else height - len(lines)
-    return Group(*lines, *_sections(look, width >= WIDE, room))
+    return Group(*lines, *_sections(look, width, room))
 
 
 def _head(where: str, look: Look | None, *, keys: bool) -> RenderableType:
     from rich.table import Table
 
-    line = Table.grid(expand=True, padding=(0, 1, 0, 0))
+    line = Table.grid(expand=True, padding=(0, 2, 0, 0))
     line.add_column(ratio=1)
     line.add_column(justify="right", no_wrap=True)
     line.add_column(justify="right", no_wrap=True)
     at = "" if look is None else f"{look.at:%H:%M:%S} UTC"
-    line.add_row(shortened(f"creche  {where}", "bold"), at, "q quits" if keys else "")
+    line.add_row(shortened(f"creche {where}", "bold"), at, "q quits" if keys else "")
     return line
 
 
-def _outage(outage: Outage) -> Text:
-    return shortened(f"no answer for {span((datetime.now(UTC) - outage.since).total_seconds())}: {outage.why}", BAD)
+def _outage(outage: Outage, width: int, lines: int) -> Sequence[Text]:
+    """Return what is to say of it, in so many lines at most: the reason that a driver gives is often at the end."""
+    words = shortened(f"no answer for {span((datetime.now(UTC) - outage.since).total_seconds())}: {outage.why}", BAD)
+    wrapped = words.wrap(console_of_data(), width, no_wrap=False, overflow="fold")
+    if len(wrapped) <= lines:
+        return list(wrapped)
+    rest = " ".join(each.plain for each in wrapped[lines - 1 :])
+    return [*wrapped[: lines - 1], shortened(rest, BAD)]
 
 
-def _sections(look: Look, wide: bool, room: int | None) -> Sequence[RenderableType]:
+def _sections(look: Look, width: int, room: int | None) -> Sequence[RenderableType]:
     """Return the tables under their headings: what there is most of is cut first where the room is small."""
+    wide = width >= WIDE
     running = sum(len(each.jobs) for each in look.workers)
     wanted = [len(look.queues), len(look.workers), running, len(look.failed)]
     rows = wanted if room is None else _shared(room, wanted)
     queues = _busiest(look.queues, rows[0])
     tables = (
-        (_queues_words(look), queue_table(queues, served_by(look.workers), wide=wide)),
+        (_queues_words(look), queue_table(queues, served_by(look.workers), width=width)),
         (_workers_words(look), worker_table(look.workers[: rows[1]], wide=wide)),
         (f"running {running}", running_table(look.workers, wide=wide, limit=rows[2])),
-        ("failed last", _failed_table(look.failed[: rows[3]])),
+        ("failed last", _failed_table(look.failed[: rows[3]], width)),
     )
     sections: list[RenderableType] = []
     for (words, table), shown, all_of_them in zip(tables, rows, wanted, strict=True):
         if not all_of_them and words != tables[0][0]:
             continue
         hidden = all_of_them - shown
-        sections += [text_of(""), shortened(f"{words}{f'  ({hidden} more)' if hidden else ''}", "bold underline")]
+        sections += [text_of(""), shortened(f"{words}{f' ({hidden} more)' if hidden else ''}", "bold underline")]
         if shown:
             sections.append(table)
     return sections
 
 
+_OUTAGE_SHARE = 8  # of the lines of a window
 _FRAME = 3  # lines of a section beside its rows: a blank one, its words, the table's heading
 
 
@@ -171,10 +179,11 @@ def _workers_words(look: Look) -> str:
     return f"workers {len(look.workers)}: {used} of {slots} slots used"
 
 
-def _failed_table(jobs: Sequence[JobRecord]) -> Table:
+def _failed_table(jobs: Sequence[JobRecord], width: int) -> Table:
+    """Return them as a table: no type, however long, takes the room of what went wrong."""
     table = new_table()
     table.add_column("JOB", no_wrap=True, min_width=36)
-    table.add_column("TYPE", min_width=6)
+    table.add_column("TYPE", min_width=6, max_width=max(6, width // 5))
     table.add_column("AGO", justify="right", no_wrap=True, min_width=3)
     table.add_column("ERROR", min_width=10)
     now = datetime.now(UTC)

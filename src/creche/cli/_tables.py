@@ -1,6 +1,6 @@
 """Queues, workers and what they run as tables and as JSON, for a single look and for `top`. It prints nothing.
 
-A table is `wide` where the window is, or where there is none: its columns then have whole names, and there are more.
+A table is wide where the window is, or where there is none: its columns then have whole names, and there are more.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from creche._job import RATE_WINDOW, QueueStats, Retention, RunningJob, Status, WorkerRecord, WorkerState
-from creche.cli._display import BAD, BUSY, CARE, GOOD, STATUS_STYLES, age, progress, shortened, span, text_of
+from creche.cli._display import BAD, BUSY, CARE, FAINT, GOOD, STATUS_STYLES, age, progress, shortened, span, text_of
 from creche.cli._durations import in_words
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 WIDE: Final = 115  # columns from which on a window is wide: the queues need as many
+_NARROW: Final = 70  # columns below which the queues' numbers would leave no room for their names
+_URGENT: Final = (Status.PENDING, Status.PROCESSING, Status.FAILED)  # what is counted in such a window
 _HEADINGS: Final = {
     Status.PENDING: "PEND",
     Status.SCHEDULED: "SCHED",
@@ -106,15 +108,18 @@ def new_table() -> Table:
     return Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
 
 
-def queue_table(queues: Sequence[QueueStats], served: Mapping[str, int], *, wide: bool) -> Table:
+def queue_table(queues: Sequence[QueueStats], served: Mapping[str, int], *, width: int) -> Table:
     """Return the queues as a table; what each keeps has a column only where it is wide."""
+    wide, narrow = width >= WIDE, width < _NARROW
+    statuses = _URGENT if narrow else tuple(Status)
     table = new_table()
     table.add_column("QUEUE", ratio=None if wide else 1, min_width=8)
-    for status in Status:
+    for status in statuses:
         table.add_column(status.upper() if wide else _HEADINGS[status], justify="right", no_wrap=True)
     table.add_column("OLDEST", justify="right", no_wrap=True)
-    table.add_column("FINISHED/MIN" if wide else "/MIN", justify="right", no_wrap=True)
-    table.add_column("WORKERS" if wide else "WRK", justify="right", no_wrap=True)
+    if not narrow:
+        table.add_column("FINISHED/MIN" if wide else "/MIN", justify="right", no_wrap=True)
+        table.add_column("WORKERS" if wide else "WRK", justify="right", no_wrap=True)
     if wide:
         table.add_column("KEEPS", no_wrap=True)
     table.add_column("STATE", no_wrap=True)
@@ -122,10 +127,9 @@ def queue_table(queues: Sequence[QueueStats], served: Mapping[str, int], *, wide
         workers = served.get(queue.queue_name, 0)
         table.add_row(
             shortened(queue.queue_name),
-            *(_count(queue.counts.get(status, 0), STATUS_STYLES[status], wide=wide) for status in Status),
+            *(_count(queue.counts.get(status, 0), STATUS_STYLES[status], wide=wide) for status in statuses),
             "-" if queue.oldest_ready is None else span(queue.oldest_ready),
-            _count(round(per_minute(queue)), "", wide=wide),
-            str(workers),
+            *([] if narrow else [_count(round(per_minute(queue)), "", wide=wide), text_of(str(workers))]),
             *([retention_words(queue.retention)] if wide else []),
             _queue_state(queue, workers),
         )
@@ -141,7 +145,7 @@ def retention_words(retention: Retention | None) -> str:
 
 def _count(number: int, style: str, *, wide: bool) -> Text:
     if not number:
-        return text_of("0", "dim")
+        return text_of("0", FAINT)
     return text_of(str(number) if wide else _compact(number), style)
 
 
@@ -155,9 +159,9 @@ def _compact(number: int) -> str:
 
 def _queue_state(queue: QueueStats, workers: int) -> Text:
     if queue.paused_at is not None:
-        return text_of(f"paused {age(datetime.now(UTC), queue.paused_at)}", CARE)
+        return shortened(f"paused {age(datetime.now(UTC), queue.paused_at)}", CARE)
     if queue.counts.get(Status.PENDING) and not workers:
-        return text_of("no worker", BAD)
+        return shortened("no worker", BAD)
     return text_of("")
 
 

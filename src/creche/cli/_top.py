@@ -22,7 +22,7 @@ from creche._bulk import PAGE
 from creche._job import JobFilter, JobRecord, QueueStats
 from creche._patience import answered_within
 from creche.abc import Storage
-from creche.cli._display import console_of_data, print_json, print_line
+from creche.cli._display import can_draw, console_of_data, print_json, print_line
 from creche.cli._durations import duration
 from creche.cli._problems import Misuse
 from creche.cli._screen import Look, Outage, look_json, screen
@@ -59,7 +59,7 @@ def top(context: click.Context, interval: float, once: bool, dsn: str, json: boo
     interval = max(interval, 0.1)
     if json:
         context.exit(anyio.run(_lines, dsn, interval))
-    if not sys.stdout.isatty():
+    if not can_draw(sys.stdout):
         raise Misuse("top needs a terminal: say --once, or --json")
     with _silent_log(), _Window() as window:
         code = anyio.run(_Top(dsn, interval, window).run)

@@ -14,7 +14,7 @@ import click
 from creche import JobCancelled, JobFailed, JobNotFound, Status
 from creche._job import JobRecord
 from creche._patience import Patience
-from creche.cli._display import console_of_words, details, plain_text, print_line, print_stored, say
+from creche.cli._display import can_draw, console_of_words, details, plain_text, print_line, print_stored, say
 from creche.cli._durations import duration
 from creche.cli._problems import JobProblem, Unfinished
 from creche.cli._storages import dsn_option, opened
@@ -85,14 +85,13 @@ async def _find(storage: Storage, job_id: UUID) -> JobRecord:
 
 @contextmanager
 def _shown(json: bool) -> Generator[Callable[[JobRecord], None]]:
-    if json or not sys.stderr.isatty():
+    if json or not can_draw(sys.stderr):
         yield _Lines(print_line if json else None)
         return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from creche.cli._bar import bar_on
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console_of_words()) as progress:
-        bar = progress.add_task("", total=None)
+    with bar_on(console_of_words()) as progress:
+        bar = progress.add_task("connecting", total=None)
 
         def show(job: JobRecord) -> None:
             done = _fraction(job)
