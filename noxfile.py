@@ -47,7 +47,7 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def simulate(session: nox.Session) -> None:
-    """Worker-hours of simulation: `nox -s simulate -- --hours 100000 --processes 2`. Another time, another `--first`."""
+    """Hours of simulation: `nox -s simulate -- --hours 100000 --processes 2`; another time, another `--first`."""
     session.install(".[trio]", "--group", "test")
     session.run("python", "-m", "simulation", *(session.posargs or ["--hours", "1000"]), env={"PYTHONPATH": "tests"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections import Counter
@@ -37,6 +38,7 @@ def main() -> int:
         for seed in options.digests:
             print(seed, _of_seed(seed).digest)
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     began, hours, cpu, counts, seed = time.monotonic(), 0.0, 0.0, Counter[str](), options.first
     try:
         for seed, report in _reports(options.first, options.processes):

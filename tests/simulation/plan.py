@@ -150,7 +150,7 @@ class Shape:
 STORM: Final = Shape(hours=(0, 0), episodes=(1, 1), jobs=(5, 40), faults=(2, 14), leases=(10, 15, 30), failover=True)
 MORNING: Final = Shape(hours=(1, 3), episodes=(1, 2), jobs=(3, 25), faults=(0, 8))
 WEEKEND: Final = Shape(
-    hours=(12, 60), episodes=(1, 2), jobs=(5, 40), faults=(0, 10), leases=(30, 60, 120), polls=(5, 15, 30, 60)
+    hours=(12, 60), episodes=(1, 2), jobs=(5, 40), faults=(0, 10), leases=(30, 60, 120), polls=(15, 30, 60)
 )
 EPISODE: Final = 400  # seconds in which things are dispatched, and go wrong
 

@@ -20,8 +20,8 @@ FOUND_AT = {
     "no_poll_behind_wakes": 128,
     "recover_steals": 0,
     "release_is_counted": 0,
-    "renew_ignores_the_answer": 0,
-    "token_without_nonce": 0,
+    "renew_ignores_the_answer": 16,
+    "token_without_nonce": 36,
 }
 
 

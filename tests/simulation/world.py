@@ -271,13 +271,13 @@ class World:
         life.in_steps(int(fault.strength), reached.set)
         with trio.move_on_after(fault.lasts):
             await reached.wait()
-        if not life.alive:
+        if life.over.is_set():
             return
         match fault.kind:
             case Kind.PAUSE:
                 life.freeze()
                 await trio.sleep(fault.lasts)
-                if life.alive:
+                if not life.over.is_set():
                     life.thaw()
             case Kind.TERM if life.worker is not None:
                 place.down_for = fault.lasts
