@@ -54,6 +54,13 @@ def sabotage(session: nox.Session) -> None:
 
 
 @nox.session
+def simulate(session: nox.Session) -> None:
+    """Hours of simulation: `nox -s simulate -- --hours 100000 --processes 2`; another time, another `--first`."""
+    session.install(".[trio]", "--group", "test")
+    session.run("python", "-m", "simulation", *(session.posargs or ["--hours", "1000"]), env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def example(session: nox.Session) -> None:
     """The main example, on the embedded SQLite that one gets by default."""
     session.install(".[all]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections import Counter
@@ -37,15 +38,19 @@ def main() -> int:
         for seed in options.digests:
             print(seed, _of_seed(seed).digest)
         return 0
-    began, hours, cpu, counts = time.monotonic(), 0.0, 0.0, Counter[str]()
-    for seed, report in _reports(options.first, options.processes):
-        hours, cpu = hours + report.worker_hours, cpu + report.cpu
-        counts += report.counts
-        if report.violations:
-            print(f"CRECHE_SIMULATION_SEED={seed}\n{report}")
-            return 1
-        if hours >= options.hours:
-            break
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began, hours, cpu, counts, seed = time.monotonic(), 0.0, 0.0, Counter[str](), options.first
+    try:
+        for seed, report in _reports(options.first, options.processes):
+            hours, cpu = hours + report.worker_hours, cpu + report.cpu
+            counts += report.counts
+            if report.violations:
+                print(f"CRECHE_SIMULATION_SEED={seed}\n{report}")
+                return 1
+            if hours >= options.hours:
+                break
+    except KeyboardInterrupt:
+        print("interrupted: this is what was done")
     for what, how_often in sorted(counts.items()):
         print(f"{how_often:9,}  {what}")
     print(

@@ -49,10 +49,6 @@ class Visit:
     asked: float = math.inf  # since when its job is to be cancelled
 
     @property
-    def inside(self) -> bool:
-        return self.how == "is inside"
-
-    @property
     def excused(self) -> bool:
         """Whether somebody else may be in the job at the same time, and it is not the engine's fault."""
         now = trio.current_time()
@@ -142,9 +138,10 @@ class Ledger:
         for visits in self._inside.values():
             for visit in [visit for visit in visits if visit.life is life]:
                 visits.discard(visit)
-                if not life.alive:
-                    visit.how = "was killed" if visit.inside else visit.how
-                    self.counts["handlers killed"] += 1
+                visit.how = "was killed"
+                self.counts["handlers killed"] += 1
+                if life.alive:
+                    self.fail(f"{life} has ended, and {self.name(visit.job.id)} is still inside")
 
     def snapshot(self) -> _Snapshot:
         """Return what a standby knows."""
@@ -360,10 +357,6 @@ class Ledger:
 
     def finish(self) -> None:
         """Everybody has stopped."""
-        for visits in self._inside.values():
-            for visit in visits:
-                if visit.life.alive and not visit.swallowing:
-                    self.fail(f"{visit.life} has ended, and {self.name(visit.job.id)} is still inside")
         known = self._seen.keys() | self._pruned
         for job_id in self.acknowledged.keys() - self.forgotten:
             if job_id not in known:

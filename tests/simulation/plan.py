@@ -28,8 +28,9 @@ class Kind(StrEnum):
     DEAF = "deaf"  # wakes are lost, and nothing else
     DOWN = "down"  # the database refuses connections
     STALL = "stall"  # the database is frozen: what was sent takes effect when it goes on
+    # these four `strength` steps of the process's tasks later
     PAUSE = "pause"  # SIGSTOP
-    CRASH = "crash"  # SIGKILL, `strength` steps of its tasks later
+    CRASH = "crash"  # SIGKILL
     TERM = "term"  # a polite stop
     ABORT = "abort"  # the host of the worker is cancelled
     CLOCK = "clock"  # the wall clock jumps by `strength` seconds
@@ -146,10 +147,10 @@ class Shape:
     failover: bool = False
 
 
-STORM: Final = Shape(hours=(0, 0), episodes=(1, 1), jobs=(3, 30), faults=(2, 14), failover=True)
+STORM: Final = Shape(hours=(0, 0), episodes=(1, 1), jobs=(5, 40), faults=(2, 14), leases=(10, 15, 30), failover=True)
 MORNING: Final = Shape(hours=(1, 3), episodes=(1, 2), jobs=(3, 25), faults=(0, 8))
 WEEKEND: Final = Shape(
-    hours=(24, 96), episodes=(1, 3), jobs=(5, 40), faults=(0, 10), leases=(30, 60, 120), polls=(5, 15, 30, 60)
+    hours=(12, 60), episodes=(1, 2), jobs=(5, 40), faults=(0, 10), leases=(30, 60, 120), polls=(15, 30, 60)
 )
 EPISODE: Final = 400  # seconds in which things are dispatched, and go wrong
 
@@ -173,8 +174,7 @@ def draw_plan(luck: Random, shape: Shape) -> Plan:
         wrong = [
             _draw_fault(luck, start, len(workers) + dispatchers, shape) for _ in range(luck.randint(*shape.faults))
         ]
-        moments = [fault.at for fault in wrong]
-        jobs += (_draw_job(luck, start, moments, dispatchers) for _ in range(luck.randint(*shape.jobs)))
+        jobs += (_draw_job(luck, start, wrong, dispatchers) for _ in range(luck.randint(*shape.jobs)))
         faults += wrong
     return Plan(
         seed=luck.randint(0, 999_999),
@@ -196,12 +196,13 @@ def _draw_worker(luck: Random, shape: Shape, *, first: bool) -> WorkerPlan:
     )
 
 
-def _draw_job(luck: Random, start: int, faults: Sequence[float], dispatchers: int) -> JobPlan:
+def _draw_job(luck: Random, start: int, faults: Sequence[Fault], dispatchers: int) -> JobPlan:
     kind = luck.randint(0, 9)
     script = luck.choice(list(Script)) if kind > 3 else Script.WORK
     at = start + luck.randint(0, EPISODE * 10) / 10
     if faults and luck.randint(0, 1):  # things that happen at about the same time are what this is about
-        at = max(0.0, luck.choice(faults) - luck.randint(-20, 100) / 10)
+        fault = luck.choice(faults)
+        at = max(0.0, fault.at + luck.randint(-100, int(fault.lasts * 10)) / 10)
     return JobPlan(
         at=at,
         dispatcher=luck.randint(0, dispatchers - 1),
@@ -222,17 +223,17 @@ def _draw_job(luck: Random, start: int, faults: Sequence[float], dispatchers: in
 
 def _draw_fault(luck: Random, start: int, processes: int, shape: Shape) -> Fault:
     kind = luck.choice([kind for kind in Kind if shape.failover or kind is not Kind.FAILOVER])
-    everywhere = kind in DATABASE or (kind in NETWORK and luck.randint(0, 4) == 0)
-    strength = {
+    everywhere = kind in DATABASE or (kind in NETWORK and luck.randint(0, 2) == 0)
+    strength: dict[Kind, tuple[float, ...]] = {
         Kind.SLOW: (0.1, 1, 4, 12),
         Kind.LOSSY: (0.1, 0.3, 0.7),
-        Kind.CRASH: (0, 3, 10, 40, 150),
+        **dict.fromkeys((Kind.PAUSE, Kind.CRASH, Kind.TERM, Kind.ABORT), (0, 3, 10, 40, 150)),
         Kind.CLOCK: (-86_400, -3_600, -1, 60, 86_400),
-    }.get(kind, (0,))
+    }
     return Fault(
         at=start + luck.randint(0, EPISODE * 10) / 10,
         lasts=luck.choice(_LASTING) if kind is not Kind.FAILOVER else luck.choice((1, 3, 8)),
         kind=kind,
         where=ANYWHERE if everywhere else luck.randint(0, processes - 1),
-        strength=luck.choice(strength),
+        strength=luck.choice(strength.get(kind, (0,))),
     )

@@ -65,7 +65,8 @@ class Life:
     alive: bool = True
     frozen: bool = False
     thawed_at: float = -math.inf
-    steps_left: int | None = None  # until it is killed
+    steps_left: int | None = None  # until `at_step` is called
+    at_step: Callable[[], None] = lambda: None
     held_back: list[trio.lowlevel.Task] = field(factory=list)
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     over: trio.Event = field(factory=trio.Event)
@@ -87,6 +88,10 @@ class Life:
         for task in runnable:
             run_queue().append(task)
 
+    def in_steps(self, count: int, do: Callable[[], None]) -> None:
+        """Do something right before one of its tasks would take a step, so many steps from now."""
+        self.steps_left, self.at_step = count, do
+
     def kill(self) -> None:
         """SIGKILL. From here on it does nothing that anybody could see."""
         if self.alive:
@@ -105,7 +110,8 @@ class Life:
         if self.steps_left is not None:
             self.steps_left -= 1
             if self.steps_left < 0:
-                self.kill()
+                self.steps_left = None
+                self.at_step()
         if self.frozen:
             self.held_back.append(task)
         return not self.frozen

@@ -147,6 +147,7 @@ class World:
         with trio.move_on_after(_PATIENCE + max(worker.grace for worker in self.plan.workers)) as scope:
             for place in workers:
                 if place.life is not None and place.life.worker is not None:
+                    place.life.steps_left = None  # what was to happen to it, and has not
                     place.life.worker.stop()
             for place in workers:
                 if place.life is not None:
@@ -262,15 +263,22 @@ class World:
         life = place.life
         if life is None or not life.alive or life.frozen:
             return
+        if fault.kind is Kind.CRASH:
+            place.down_for = fault.lasts
+            life.in_steps(int(fault.strength), life.kill)
+            return
+        reached = trio.Event()
+        life.in_steps(int(fault.strength), reached.set)
+        with trio.move_on_after(fault.lasts):
+            await reached.wait()
+        if life.over.is_set():
+            return
         match fault.kind:
             case Kind.PAUSE:
                 life.freeze()
                 await trio.sleep(fault.lasts)
-                if life.alive:
+                if not life.over.is_set():
                     life.thaw()
-            case Kind.CRASH:
-                place.down_for = fault.lasts
-                life.steps_left = int(fault.strength)
             case Kind.TERM if life.worker is not None:
                 place.down_for = fault.lasts
                 life.stopping = True
