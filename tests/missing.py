@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final, TypeVar
 
 import pytest
@@ -23,9 +23,15 @@ NOT_TESTED: Final = "NOT TESTED on "
 
 def unless_missing(private: AbstractContextManager[Server], *, required: bool = True) -> Iterator[Server]:
     """Yield the server, or servers, to the tests of a fixture; one that is not `required` is skipped in CI too."""
+    with found_or_skipped(required=required), private as server:
+        yield server
+
+
+@contextmanager
+def found_or_skipped(*, required: bool = True) -> Generator[None]:
+    """Skip a test that finds out in this block that it lacks a server; in CI it fails, if that is `required`."""
     try:
-        with private as server:
-            yield server
+        yield
     except ServerNotFound as error:
         if required and os.environ.get("CI"):
             raise

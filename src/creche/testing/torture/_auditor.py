@@ -15,18 +15,20 @@ from typing import Final
 import msgspec
 from attrs import frozen
 
+from creche._job import ACTIVE
 from creche.testing._backdoor import connect
 from creche.testing._ledger import Ledger
 from creche.testing.torture import _figures as figures
 from creche.testing.torture._audit import EXCUSED, audit
 from creche.testing.torture._figures import Growth, Late, Spread
 from creche.testing.torture._plan import Plan
-from creche.testing.torture._story import Story, read_story
+from creche.testing.torture._story import Story, read_story, text
 
 VERDICT: Final = "verdict.json"
 SHOWN: Final = 20  # objections of a check
 _GLANCE: Final = 0.25  # seconds
 
+_JOBS: Final = "SELECT status, COUNT(*) FROM creche_jobs GROUP BY status"
 _RIVALS: Final = (
     "SELECT fingerprint, COUNT(*) FROM creche_jobs WHERE fingerprint IS NOT NULL "
     "AND status IN ('pending', 'scheduled', 'processing') GROUP BY fingerprint HAVING COUNT(*) > 1"
@@ -75,7 +77,7 @@ class Verdict:
 
 
 def watch(dsn: str, ledger: Ledger) -> None:
-    """Look for rivals until killed: what no later look could find."""
+    """Look until killed: for rivals, which no later look could find, and for how many jobs there are."""
     while True:
         try:
             with closing(connect(dsn)) as connection, closing(connection.cursor()) as cursor:
@@ -84,6 +86,11 @@ def watch(dsn: str, ledger: Ledger) -> None:
                     for fingerprint, count in cursor.fetchall():
                         ledger.note("rivals", fingerprint=str(fingerprint), count=count)
                     connection.rollback()
+                    cursor.execute(_JOBS)
+                    counts = {text(status): count for status, count in cursor.fetchall()}
+                    connection.rollback()
+                    active = sum(counts.get(status, 0) for status in ACTIVE)
+                    ledger.note("jobs", active=active, over=sum(counts.values()) - active)
                     time.sleep(_GLANCE)
         except Exception as error:  # noqa: BLE001 - the server is what is being tortured: it is asked again
             ledger.note("blind", error=repr(error)[:80])

@@ -16,6 +16,7 @@ from rich.console import Console
 from creche.testing.servers import ServerNotFound
 from creche.testing.torture._auditor import VERDICT, read_verdict
 from creche.testing.torture._conductor import Conductor
+from creche.testing.torture._faults import KINDS
 from creche.testing.torture._plan import ENGINES, Plan
 from creche.testing.torture._report import report
 
@@ -28,6 +29,7 @@ DEFAULTS: Final = Plan()
 @click.option("--seed", type=int, help="Of what is drawn.  [default: another one each time]")
 @click.option("--rate", type=float, default=DEFAULTS.rate, show_default=True, help="Dispatches per second.")
 @click.option("--every", type=float, default=DEFAULTS.every, show_default=True, help="Seconds between faults.")
+@click.option("--only", multiple=True, metavar="WORD", help="Only faults with this in their name; several, in order.")
 @click.option("--lease", type=float, default=DEFAULTS.lease, show_default=True, help="Seconds.")
 @click.option("--dispatchers", type=int, default=DEFAULTS.dispatchers, show_default=True, help="Processes.")
 @click.option("--workers", type=int, default=DEFAULTS.workers, show_default=True, help="Processes that are killed.")
@@ -49,6 +51,9 @@ def main(
     """Torture creche on a private server, and count what must not have happened."""
     if settings["pgbouncer"] and settings["engine"] != "postgresql":
         raise click.UsageError("--pgbouncer stands before --engine postgresql, and no other")
+    for word in settings["only"]:
+        if not any(word in name for name in KINDS):
+            raise click.BadParameter(f"no fault has {word!r} in its name: {', '.join(KINDS)}", param_hint="--only")
     seed = random.randrange(1 << 32) if seed is None else seed
     plan = Plan(seconds=60 * minutes, seed=seed, durable=not not_durable, **settings)
     with ExitStack() as stack:

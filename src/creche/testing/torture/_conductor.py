@@ -22,7 +22,7 @@ from attrs import define
 
 from creche import Queue
 from creche.storage import open_storage
-from creche.testing._backdoor import read, reroute, write
+from creche.testing._backdoor import reroute, write
 from creche.testing._herd import Herd, take_turns
 from creche.testing._ledger import Ledger, read_ledger
 from creche.testing.torture._actors import Dispatcher, Workman, unanswered
@@ -36,8 +36,8 @@ from creche.testing.torture._wire import Proxy, Wire
 
 # What each process would import anew: the loops, and what the first job of each kind needs.
 _PRELOADED: Final = ("trio", "anyio._backends._asyncio", "anyio._backends._trio")
-_ACTIVE: Final = "SELECT COUNT(*) FROM creche_jobs WHERE status IN ('pending', 'scheduled', 'processing')"
 _TICK: Final = 0.05  # seconds
+_GLANCE: Final = 0.5  # seconds
 _PROLOGUE: Final = 2.0  # seconds before the first fault, for it should meet somebody
 _FAREWELL: Final = 30.0  # seconds
 
@@ -89,7 +89,7 @@ class Conductor:
                 stage = Stage(plan=self._plan, ground=ground, herd=self._herd, wire=wire, dice=dice)
                 watcher = self._herd.start("watcher", partial(watch, ground.dsn))
                 self._torture(stage)
-                self._drain(ground)
+                self._drain(watcher)
                 self._herd.kill(watcher)
                 self._dismiss()
             self._herd.finish(_FAREWELL, "proxy")
@@ -157,7 +157,8 @@ class Conductor:
         self._until = began + self._plan.seconds
         self._fill_up()
         self._seats = [self._seat([]) for _ in range(self._plan.dispatchers)]
-        deck = _deck(kinds(stage.ground), stage.dice)
+        only = self._plan.only
+        deck = _deck(kinds(stage.ground, only), stage.dice, in_order=bool(only))
         self._ledger.note("curtain", until=self._until)
         last, number = began + _PROLOGUE - self._plan.every, 0
         while (now := time.monotonic()) < self._until or self._going:
@@ -189,23 +190,22 @@ class Conductor:
                 self._mended = time.monotonic()
                 self._ledger.note("mended", number=broken.number, fault=broken.kind.name)
 
-    def _drain(self, ground: Ground) -> None:
-        """Wait until dispatchers have their answers, and jobs their ends; for as long as patience lasts."""
+    def _drain(self, watcher: str) -> None:
+        """Wait until dispatchers have their answers, and jobs their ends; as long as that goes on."""
         self._report("waiting until all is done")
-        patience = time.monotonic() + self._plan.patience
-
-        def drain(ledger: Ledger) -> None:
-            while read(ground.dsn, _ACTIVE) != [(0,)]:
-                time.sleep(0.2)
-            ledger.note("drained")
-
-        while any(self._herd.names("dispatcher")) and time.monotonic() < patience:
+        before, moved = None, time.monotonic()
+        while time.monotonic() < moved + self._plan.patience:
             self._fill_up()
-            time.sleep(_TICK)
-        who = self._herd.start("drainer", drain)
-        while self._herd.pid(who) is not None and time.monotonic() < patience:
-            self._fill_up()
-            time.sleep(_TICK)
+            busy = self._herd.names("dispatcher")
+            looked = time.monotonic()
+            time.sleep(_GLANCE)
+            seen = [entry for entry in read_ledger(self._folder, watcher) if entry["what"] == "jobs"][-1:]
+            for entry in seen:
+                if entry["at"] > looked and not busy and not entry["active"]:
+                    self._ledger.note("drained")
+                    return
+                if before != (before := (entry["active"], entry["over"])):
+                    moved = time.monotonic()
 
     def _dismiss(self) -> None:
         self._herd.ask_to_end("worker")
@@ -222,8 +222,10 @@ def _judge(dsn: str, plan: Plan, folder: Path, _: Ledger) -> None:
     judge(dsn, plan, folder)
 
 
-def _deck(cards: list[Kind], dice: random.Random) -> Iterator[Kind]:
-    """Yield all, in one order after another."""
+def _deck(cards: list[Kind], dice: random.Random, *, in_order: bool) -> Iterator[Kind]:
+    """Yield all, in one order after another: at first in the order given, if that was asked for."""
+    if in_order:
+        yield from cards
     while True:
         yield from dice.sample(cards, len(cards))
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -41,9 +41,11 @@ class Kind:
     possible: Callable[[Ground], bool]
 
 
-def kinds(ground: Ground) -> list[Kind]:
-    """Return what can break on this ground."""
-    return [kind for kind in KINDS.values() if kind.possible(ground)]
+def kinds(ground: Ground, only: Sequence[str] = ()) -> list[Kind]:
+    """Return what can break on this ground; if `only` has words, what has one in its name, in the order of the words."""
+    possible = [kind for kind in KINDS.values() if kind.possible(ground)]
+    chosen = [kind for word in only for kind in possible if word in kind.name]
+    return list(dict.fromkeys(chosen)) if only else possible
 
 
 KINDS: Final[dict[str, Kind]] = {}

@@ -53,7 +53,8 @@ class Plan:
         hasty: of a hundred dispatches, those whose caller gives up within milliseconds, and asks again.
         borrowed: of a hundred, those in a transaction of the caller's, half of which are rolled back.
         every: from the beginning of a fault to that of the next one, in the first half; in the second they overlap.
-        patience: after the last fault, until all is done.
+        only: words, of which a fault's name must have one, in whose order they come first; empty: all that are possible.
+        patience: after the last fault, in which no job ends, and it is not waited any longer.
         loop: "asyncio", "trio", or "both" by turns.
         pgbouncer: whether a PgBouncer in transaction mode stands before PostgreSQL.
         durable: whether commits wait for the disk; if not, a killed server may lose some, and that is only counted.
@@ -74,7 +75,8 @@ class Plan:
     hasty: int = 6
     borrowed: int = 10
     every: float = 4.0
-    patience: float = 90.0
+    only: tuple[str, ...] = ()
+    patience: float = 60.0
     loop: str = "both"
     pgbouncer: bool = False
     durable: bool = True

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from attrs import define, frozen
 
+from creche._job import ACTIVE
 from creche.testing._backdoor import read
 from creche.testing._ledger import Chronicle, Entry, read_ledgers
 from creche.testing.torture._plan import Plan
@@ -48,7 +49,7 @@ class Row:
     @property
     def active(self) -> bool:
         """Whether there is still something to come."""
-        return self.status in {"pending", "scheduled", "processing"}
+        return self.status in ACTIVE
 
 
 @define(kw_only=True)
@@ -193,12 +194,12 @@ def _row(values: Sequence[Any]) -> Row:
     job_id, kind, status, attempts, limit, key, fingerprint, token, nonce, result = values
     return Row(
         id=_id(job_id),
-        kind=_text(kind) or "",
-        status=_text(status) or "",
+        kind=text(kind) or "",
+        status=text(status) or "",
         attempts=attempts,
         limit=limit,
-        key=_text(key),
-        fingerprint=_text(fingerprint, hexadecimal=True),
+        key=text(key),
+        fingerprint=text(fingerprint, hexadecimal=True),
         lease=f"{token}:{nonce}",
         result=json.loads(result) if isinstance(result, str | bytes) else result,
     )
@@ -208,7 +209,8 @@ def _id(value: object) -> str:
     return str(UUID(bytes=bytes(value))) if isinstance(value, bytes) else str(value)
 
 
-def _text(value: Any, *, hexadecimal: bool = False) -> str | None:
+def text(value: Any, *, hexadecimal: bool = False) -> str | None:
+    """Return a column's value as text: some engines have bytes for it."""
     if isinstance(value, bytes | memoryview):
         return bytes(value).hex() if hexadecimal else bytes(value).decode()
     return None if value is None else str(value)
