@@ -143,7 +143,7 @@ SESSIONS: Final = [
             Edit(
                 "src/creche/storage/postgresql.py",
                 "call_timeout: float = 10.0, prepare_threshold: int | None = None",
-                "call_timeout: float = 10.0, prepare_threshold: int | None = 0",
+                "call_timeout: float = 10.0, prepare_threshold: int | None = 5",
             )
         ],
         tests=[POSTGRESQL_TESTS + "test_nothing_stays_in_a_session"],
