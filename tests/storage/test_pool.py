@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import anyio
@@ -19,6 +19,7 @@ from anyio import current_time, move_on_after
 
 from creche.errors import StorageUnavailable
 from creche.storage import _pool
+from creche.storage._calls import Calls
 from creche.storage._pool import Pool
 from creche.storage._psycopg import Connection, PsycopgDriver, translated
 from creche.testing.servers import ForeignServer, PostgreSQLServer, private_postgresql
@@ -214,6 +215,47 @@ def test_a_deaf_server_is_not_hammered_by_impatient_callers() -> None:
 
     trio.run(outage, clock=trio.testing.MockClock(autojump_threshold=0))
     assert driver.connects <= 20
+
+
+class CallableToys(ToyDriver):
+    """A server that can be called."""
+
+    server = "Toy"
+
+    def translated(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def drop(self, connection: Toy) -> None:
+        connection.closed = True
+
+
+@pytest.mark.parametrize("offered", [5, 50, 500])
+def test_who_asks_for_more_than_there_is_gets_as_much_as_there_is(offered: int) -> None:
+    """Calls that queue for long and are cut off in the middle of an answer would cost their connection, too."""
+    driver, answers = CallableToys(delay=0.2), 0
+
+    async def work(connection: Toy) -> None:
+        connection.dirty = True
+        await anyio.sleep(0.2)  # two connections: ten calls a second
+        connection.dirty = False
+
+    async def call(calls: Calls[Toy]) -> None:
+        nonlocal answers
+        with suppress(StorageUnavailable):
+            await calls.run(work)
+            answers += 1
+
+    async def rush() -> None:
+        calls = Calls(driver, pool_size=2, timeout=1)
+        calls.open()
+        async with trio.open_nursery() as nursery:
+            for _ in range(20 * offered):
+                nursery.start_soon(call, calls)
+                await trio.sleep(1 / offered)
+
+    trio.run(rush, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert answers >= 0.9 * 20 * min(offered, 10)
+    assert driver.connects == 2
 
 
 async def test_no_connection_in_time_is_chained_from_the_last_connect() -> None:

@@ -94,8 +94,11 @@ class Calls(Generic[C]):
         conflicts = breaks = 0
         deadline = current_time() + self.timeout
         while True:
-            # A little less than is left: the pool's own error says why there is no connection.
-            async with pool.acquire(max(0.0, (deadline - current_time()) * 0.9)) as connection:
+            left = max(0.0, deadline - current_time())
+            # A little less than is left: the pool's own error says why there is no connection. Who has queued for one
+            # for longer than half of it has too little left to use it: it would be cut in the middle of an answer, and
+            # the connection with it, and where many queue that is how all of them end.
+            async with pool.acquire(left * 0.9, queueing=left / 2) as connection:
                 began = current_time()
                 try:
                     with self._driver.translated():

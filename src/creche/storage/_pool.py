@@ -119,7 +119,7 @@ class Pool(Generic[C]):
         self._last_error: StorageUnavailable | None = None
 
     @asynccontextmanager
-    async def acquire(self, timeout: float | None = None) -> AsyncGenerator[C]:
+    async def acquire(self, timeout: float | None = None, *, queueing: float = math.inf) -> AsyncGenerator[C]:
         """Lend a connection for the length of the block; a warm one costs one checkpoint.
 
         The connection is in no transaction. It is kept if the block leaves it so, and ends normally or with an
@@ -128,6 +128,7 @@ class Pool(Generic[C]):
         Args:
             timeout: seconds for the whole checkout, instead of the pool's own. It alone bounds how long an absent
                 server is waited for, from the first connection on: there is no quicker way to fail.
+            queueing: seconds of these, at most, in which others have to give a connection back.
 
         Raises:
             StorageUnavailable: no connection in time; chained from what the last connect said. Or the pool is closed.
@@ -139,7 +140,7 @@ class Pool(Generic[C]):
             self._inherited += (held for held, _ in self._idle)
             self._start()
         slots = self._slots
-        held = await self._checkout(self._timeout if timeout is None else timeout)
+        held = await self._checkout(self._timeout if timeout is None else timeout, queueing)
         keep = False
         try:
             yield held.connection
@@ -156,16 +157,20 @@ class Pool(Generic[C]):
             else:
                 self._inherited.append(held)
 
-    async def _checkout(self, timeout: float) -> _Held[C]:
-        with CancelScope(deadline=current_time() + timeout):
-            await self._slots.acquire()
-            try:
-                return await self._find()
-            except BaseException:
-                self._slots.release()
-                raise
+    async def _checkout(self, timeout: float, queueing: float) -> _Held[C]:
+        began = current_time()
+        with CancelScope(deadline=began + timeout):
+            with CancelScope(deadline=began + queueing) as queue:
+                await self._slots.acquire()
+            if not queue.cancelled_caught:
+                try:
+                    return await self._find()
+                except BaseException:
+                    self._slots.release()
+                    raise
+        waited = min(timeout, queueing) if queue.cancelled_caught else timeout
         reason = self._last_error or f"all {self._size} connections are in use"
-        raise StorageUnavailable(f"no connection in {timeout:g} s: {reason}") from self._last_error
+        raise StorageUnavailable(f"no connection in {waited:.3g} s: {reason}") from self._last_error
 
     async def _find(self) -> _Held[C]:
         if held := await self._warm():

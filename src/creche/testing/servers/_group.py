@@ -93,9 +93,10 @@ class GroupMember(MySQLServer):
     def _lay_out(self) -> None:
         if self._first is None:
             super()._lay_out()
-            # What a member does by itself, the others would have to know of: accounts are everybody's own.
+            # What somebody writes before it has joined, the others don't know of, and never let it in again: accounts
+            # are everybody's own, and nobody else is to write before that. To join makes it take writes.
             accounts = (self.folder / "accounts.sql").read_text()
-            self._write("accounts.sql", f"SET sql_log_bin = 0;\n{accounts}")
+            self._write("accounts.sql", f"SET sql_log_bin = 0;\n{accounts}\nSET GLOBAL super_read_only = ON;\n")
         else:
             self._be_like(self._first)
             self._write("accounts.sql", (self._first.folder / "accounts.sql").read_text())
