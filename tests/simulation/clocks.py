@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from simulation.processes import caller
+from simulation.lives import caller
 
 START: Final = 1_800_000_000  # seconds since 1970: when a simulation begins, by a wall clock that is right
 

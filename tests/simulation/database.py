@@ -32,7 +32,7 @@ from creche.storage._memory_rows import Row
 from creche.storage.memory import MemoryStorage
 from simulation.clocks import START
 from simulation.ledger import Cause, Ledger
-from simulation.processes import caller
+from simulation.lives import caller
 
 EPOCH: Final = datetime.fromtimestamp(START, UTC)
 

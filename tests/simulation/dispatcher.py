@@ -10,8 +10,8 @@ from creche import JobCancelled, JobFailed, JobNotFound, Queue, Receipt, WaitTim
 from creche.errors import StorageUnavailable
 from simulation.ledger import Ledger
 from simulation.link import Link
+from simulation.lives import Life
 from simulation.plan import JobPlan, Plan
-from simulation.processes import Life
 from simulation.workers import make_queue
 
 _GIVEN_UP: Final = 30.0  # seconds after which a call is sent again

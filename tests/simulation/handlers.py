@@ -10,8 +10,8 @@ import trio
 
 from creche import Discard, Job, Snooze
 from simulation.ledger import Ledger, Visit
+from simulation.lives import LIFE
 from simulation.plan import Script
-from simulation.processes import LIFE
 
 _STEP = 2.5  # seconds
 

@@ -22,8 +22,8 @@ from creche import Job
 from creche._job import Extension, JobRecord, Lease, Settled, Settlement, Status
 from creche.storage._memory_rows import Row
 from simulation.clocks import START
+from simulation.lives import Life
 from simulation.plan import WorkerPlan
-from simulation.processes import Life
 from simulation.rules import OVER, Cause, Seen, broken_by_row, broken_by_settlement
 
 UPKEEP: Final = 15 * 1.2  # seconds between two rounds of upkeep of a worker, at most

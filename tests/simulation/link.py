@@ -23,7 +23,7 @@ from creche.abc import Capabilities, Listener, Storage, Transaction
 from creche.errors import StorageError, StorageUnavailable
 from creche.storage._memory_listener import MemoryListener
 from simulation.database import Database
-from simulation.processes import Life
+from simulation.lives import Life
 from simulation.weather import Lost, Way, Weather
 
 DEADLINE: Final = 20.0  # seconds after which an adapter gives a call up

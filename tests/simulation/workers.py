@@ -8,8 +8,8 @@ from creche import ExponentialBackoff, Job, Queue, Retention, Worker
 from simulation.handlers import perform
 from simulation.ledger import Ledger
 from simulation.link import Link
+from simulation.lives import Life
 from simulation.plan import Plan, Script, WorkerPlan
-from simulation.processes import Life
 
 RETENTION = Retention(completed=3_600, failed=3_600, cancelled=3_600)
 PIECES = (Script.WORK, Script.STEPS, Script.FAIL, Script.STUBBORN, Script.COMMIT)

@@ -17,8 +17,8 @@ from simulation.database import Database
 from simulation.dispatcher import Dispatcher
 from simulation.ledger import Ledger
 from simulation.link import Link
+from simulation.lives import CALLER, LIFE, Life, Place, determined, run_queue
 from simulation.plan import ANYWHERE, NETWORK, Fault, Kind, Plan
-from simulation.processes import CALLER, LIFE, Life, Place, determined, run_queue
 from simulation.weather import Weather
 from simulation.workers import run_worker
 

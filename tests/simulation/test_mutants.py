@@ -6,8 +6,8 @@ from itertools import chain
 
 import pytest
 
+from simulation.mutants import MUTANTS
 from simulation.plan import plan_of
-from simulation.sabotage import MUTANTS
 from simulation.world import simulate
 
 SEEDS = range(0, 600, 2)  # those of short plans
