@@ -61,6 +61,13 @@ def simulate(session: nox.Session) -> None:
 
 
 @nox.session
+def ha(session: nox.Session) -> None:
+    """Clusters whose servers are killed, frozen and cut off under load; docs/reliability.md has more of it."""
+    session.install(".[all]", "--group", "test")
+    session.run("pytest", "tests/ha", *session.posargs)
+
+
+@nox.session
 def example(session: nox.Session) -> None:
     """The main example, on the embedded SQLite that one gets by default."""
     session.install(".[all]")

@@ -21,6 +21,8 @@ from creche.testing.servers import (
 from databases import empty_database, empty_schema, in_schema
 from missing import not_tested, unless_missing
 
+collect_ignore = ["ha"]  # whole clusters, for minutes: `nox -s ha`
+
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:

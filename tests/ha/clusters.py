@@ -195,12 +195,12 @@ class Group:
         return f"{self.servers.dsn(DATABASE, first=number % 3)}?{PATIENCE}"
 
     def nodes(self) -> Sequence[str]:
-        return [member.dsn(DATABASE) for member in self.servers.members]
+        return [member.dsn(DATABASE) for member in self.servers.nodes]
 
     def _kill(self) -> str:
         """Kill a member, and start it when the others have missed it."""
         victim = next(self._victims)
-        member = self.servers.members[victim]
+        member = self.servers.nodes[victim]
         member.kill()
         time.sleep(random.uniform(5, 10))
         member.start()
@@ -210,17 +210,17 @@ class Group:
     def _freeze(self) -> str:
         """Freeze a member for long enough that the others go on without it; it finds out, and comes back by itself."""
         victim = next(self._victims)
-        with self.servers.members[victim].frozen():
+        with self.servers.nodes[victim].frozen():
             time.sleep(15)
-        _until(self.servers.members[victim].serves, f"member {victim} does not come back")
+        _until(self.servers.nodes[victim].serves, f"member {victim} does not come back")
         return f"member {victim} frozen"
 
     def _leave(self) -> str:
         """Have a member leave: it takes no writes any more, and goes on serving reads."""
         victim = next(self._victims)
-        self.servers.members[victim].ask("STOP GROUP_REPLICATION")
+        self.servers.nodes[victim].ask("STOP GROUP_REPLICATION")
         time.sleep(5)
-        self.servers.members[victim].join()
+        self.servers.nodes[victim].join()
         return f"member {victim} left"
 
 

@@ -213,11 +213,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cluster", choices=CLUSTERS, required=True)
     parser.add_argument("--ledgers", type=Path, help="a folder to keep what everybody wrote down")
+    parser.add_argument("--report", type=Path, help="a file for the table")
     for attribute in Plan.__attrs_attrs__:
         kind = str if attribute.name == "faults" else type(attribute.default)
         parser.add_argument(f"--{attribute.name}", type=kind, default=None)
     options = vars(parser.parse_args())
-    name, ledgers = options.pop("cluster"), options.pop("ledgers")
+    name, ledgers, file = (options.pop(option) for option in ("cluster", "ledgers", "report"))
     if options["faults"]:
         options["faults"] = options["faults"].split(",")
     plan = evolve(Plan(), **{option: value for option, value in options.items() if value is not None})
@@ -227,8 +228,10 @@ def main() -> int:
         cluster = stack.enter_context(CLUSTERS[name]())
         rage(cluster, plan, folder)
         story = read_story(cluster, plan, folder)
-    for line in report(story):
-        print(line)  # noqa: T201
+    table = "\n".join(report(story))
+    print(table)  # noqa: T201
+    if file:
+        file.write_text(table)
     return 1 if audit(story) else 0
 
 

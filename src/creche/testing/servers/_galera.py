@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pymysql.cursors import Cursor
 
 GALERA: Final = "CRECHE_TEST_GALERA"
-LIBRARIES: Final = ("/usr/lib/galera*/libgalera_smm.so", "/usr/lib*/galera*/libgalera_smm.so")
+LIBRARIES: Final = ("usr/lib*/galera*/libgalera_smm.so", "usr/lib/*/galera*/libgalera_smm.so")
 
 NODES: Final = 3
 
@@ -46,12 +46,10 @@ def find_galera() -> Path:
     Raises:
         ServerNotFound: there is none, or no rsync, by which nodes copy each other's data.
     """
-    if named := os.environ.get(GALERA):
-        return Path(named).absolute()
-    for pattern in LIBRARIES:
-        for library in Path("/").glob(pattern.lstrip("/")):
-            if shutil.which("rsync") is not None:
-                return library
+    found = [Path(named)] if (named := os.environ.get(GALERA)) else []
+    found += [library for pattern in LIBRARIES for library in Path("/").glob(pattern)]
+    if found and shutil.which("rsync"):
+        return found[0].absolute()
     raise ServerNotFound(
         "Galera", f"set {GALERA} to the path of libgalera_smm.so", "install Galera's library (galera-4) and rsync"
     )
@@ -69,13 +67,14 @@ def private_galera(*, durable: bool = False, settings: Mapping[str, str] | None 
         ServerNotFound: there is no MariaDB, or no Galera, to be had.
         ServerFailed: a node did not start.
     """
-    common = {**SETTINGS, **({} if durable else NOT_DURABLE), **(settings or {}), "wsrep_provider": str(find_galera())}
+    library = find_galera()
     ports = [free_port() for _ in range(NODES)]
-    everybody = {**common, "wsrep_cluster_address": "gcomm://" + ",".join(f"127.0.0.1:{port}" for port in ports)}
+    everybody = "gcomm://" + ",".join(f"127.0.0.1:{port}" for port in ports)
+    common = {**SETTINGS, **({} if durable else NOT_DURABLE), **(settings or {}), "wsrep_cluster_address": everybody}
     with ExitStack() as stack:
         nodes = list[GaleraNode]()
         for port in ports:
-            nodes.append(GaleraNode(everybody, port, nodes[0] if nodes else None))
+            nodes.append(GaleraNode(common, library, port, nodes[0] if nodes else None))
             stack.enter_context(nodes[-1].running())
         yield GaleraCluster(nodes)
 
@@ -85,13 +84,14 @@ class GaleraNode(MariaDBServer):
 
     Args:
         settings: what is common to all.
+        library: Galera's; it may lie where the server's user can't read it.
         port: at which it speaks with the others.
         first: whose data it begins with; None: this one is the first.
     """
 
     name = "Galera"
 
-    def __init__(self, settings: Mapping[str, str], port: int, first: GaleraNode | None) -> None:
+    def __init__(self, settings: Mapping[str, str], library: Path, port: int, first: GaleraNode | None) -> None:
         provider = {
             **PROVIDER,
             "base_port": str(port),
@@ -104,10 +104,13 @@ class GaleraNode(MariaDBServer):
             "wsrep_provider_options": ";".join(f"{name}={value}" for name, value in provider.items()),
         }
         super().__init__(find_mariadb(), {**settings, **own})
+        self._settings["wsrep_provider"] = str(self.folder / library.name)
+        self._library = library
         self._first = first
         self._begun = False
 
     def _lay_out(self) -> None:
+        self._hand_over(Path(shutil.copy(self._library, self.folder)))
         if self._first is None:
             super()._lay_out()
         else:

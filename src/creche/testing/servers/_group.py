@@ -144,15 +144,15 @@ class GroupMember(MySQLServer):
 class MySQLGroup(MySQLDatabases):
     """Three servers, of which one or all take writes."""
 
-    def __init__(self, members: Sequence[GroupMember]) -> None:
-        self.members: Final = members
+    def __init__(self, nodes: Sequence[GroupMember]) -> None:
+        self.nodes: Final = nodes
 
     def dsn(self, dbname: str = "mysql", *, first: int = 0) -> str:
         """The DSN that names all members, beginning with the one of this number."""
-        login, _, place = self.members[0].dsn(dbname).partition("@")
-        turned = [self.members[(first + number) % len(self.members)] for number in range(len(self.members))]
+        login, _, place = self.nodes[0].dsn(dbname).partition("@")
+        turned = [self.nodes[(first + number) % len(self.nodes)] for number in range(len(self.nodes))]
         hosts = ",".join(f"127.0.0.1:{member.port}" for member in turned)
         return f"{login}@{hosts}/{place.partition('/')[2]}"
 
     def _connect(self) -> Connection[Cursor]:
-        return connect_mysql(self.members[0].dsn(socket=True))
+        return connect_mysql(self.nodes[0].dsn(socket=True))
