@@ -251,7 +251,7 @@ def test_control_c_stops_the_workers_and_keeps_what_is_done(start: Start, tmp_pa
     run = start("--workers", "2", "--limit", "400")
     run.until("50 %")
     run.process.send_signal(signal.SIGINT)
-    assert run.end() == 130
+    assert run.end() == 130, run.text + run.errors
     assert "run it again" in run.text
     assert not any(map(alive, run.workers))
     dsn = f"sqlite:///{tmp_path / 'creche.db'}"

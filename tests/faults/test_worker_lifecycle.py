@@ -214,6 +214,7 @@ def quieted(scene: Scene) -> float:
 def killed(scene: Scene) -> float:
     scene.prepare(grace=60)
     at = scene.troupe.send(signal.SIGKILL)
+    scene.troupe.until(lambda: not any(map(scene.troupe.alive, MOMENTS)))
     scene.dispatch("idle")
     scene.add_an_heir()
     scene.troupe.until(lambda: scene.completed(*MOMENTS))
