@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -144,7 +144,11 @@ class GaleraNode(MariaDBServer):
 
     def serves(self) -> bool:
         """Whether it is a member of the cluster, and takes statements."""
-        return self.ask("SHOW GLOBAL STATUS LIKE 'wsrep_ready'") == [("wsrep_ready", "ON")]
+        import pymysql
+
+        with suppress(OSError, pymysql.Error):
+            return self.ask("SHOW GLOBAL STATUS LIKE 'wsrep_ready'") == [("wsrep_ready", "ON")]
+        return False
 
     def ask(self, question: str) -> list[tuple[Any, ...]]:
         """Return the rows of a query to this node."""

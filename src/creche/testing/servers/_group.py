@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import uuid4
 
@@ -127,7 +127,11 @@ class GroupMember(MySQLServer):
 
     def serves(self) -> bool:
         """Whether it is a member like the others."""
-        return self.state() == "ONLINE"
+        import pymysql
+
+        with suppress(OSError, pymysql.Error):
+            return self.state() == "ONLINE"
+        return False
 
     def rejoin(self) -> None:
         """Leave, if that has not happened, and join again."""
