@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from faults.herd import Entry
+from creche.testing._ledger import Entry
 from ha.audit import Plan, Row, Story, audit, counts
 
 PLAN = Plan(jobs=2, strikes=1)

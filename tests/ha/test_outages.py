@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from faults.herd import run_program
+from creche.testing._herd import run_program
 from ha.audit import Plan
 from ha.conftest import must_be_there
 

@@ -142,8 +142,8 @@ SESSIONS: Final = [
         edits=[
             Edit(
                 "src/creche/storage/postgresql.py",
-                "call_timeout: float = 10.0, prepare_threshold: int | None = None",
-                "call_timeout: float = 10.0, prepare_threshold: int | None = 5",
+                "        prepare_threshold: int | None = None,",
+                "        prepare_threshold: int | None = 5,",
             )
         ],
         tests=[POSTGRESQL_TESTS + "test_nothing_stays_in_a_session"],

@@ -21,7 +21,7 @@ DEADLINES: Final = [
     Defect(
         name="deadline-from-after-the-reserve",
         breaks="a handler that was reserved slowly is still at work when somebody else may have its job",
-        edits=[Edit(RESERVER, "Held(job, sent + self", "Held(job, anyio.current_time() + self")],
+        edits=[Edit(RESERVER, "Held(job, sent + order", "Held(job, anyio.current_time() + order")],
         tests=[DEADLINE + "test_it_counts_from_before_the_reserve_was_sent"],
     ),
     Defect(
@@ -131,7 +131,7 @@ ENDS: Final = [
     Defect(
         name="reserve-is-cut-off",
         breaks="jobs that a stopping worker had just taken wait for their leases to run out, an attempt less",
-        edits=[Edit(RESERVER, "with CancelScope(shield=True) as self", "with CancelScope() as self")],
+        edits=[Edit(RESERVER, "with CancelScope(shield=True, deadline=sent", "with CancelScope(deadline=sent")],
         tests=[VIRTUAL + "test_what_a_reserve_in_flight_brings_while_the_worker_stops_is_given_back"],
     ),
     Defect(

@@ -258,6 +258,66 @@ def test_who_asks_for_more_than_there_is_gets_as_much_as_there_is(offered: int) 
     assert driver.connects == 2
 
 
+@pytest.mark.parametrize(("callers", "timeout", "connect"), [(70, 2.7, 0.3), (200, 9.0, 0.3), (200, 2.7, 0.1)])
+def test_a_crowd_of_callers_is_served_when_the_server_is_back_though_each_is_short_of_time(
+    callers: int, timeout: float, connect: float
+) -> None:
+    driver = ToyDriver(down=True, delay=connect)
+    served: list[float] = []
+
+    async def want(pool: Pool[Toy]) -> None:
+        while True:
+            try:
+                async with pool.acquire(timeout):
+                    await trio.sleep(0.01)
+                    served.append(trio.current_time())
+                    return
+            except StorageUnavailable:
+                await trio.sleep(0.1)
+
+    async def outage() -> None:
+        pool = Pool(driver, size=5)
+        async with trio.open_nursery() as nursery:
+            for _ in range(callers):
+                nursery.start_soon(want, pool)
+                await trio.sleep(0.05)  # as the queue grows, its head has less and less time left
+            await trio.sleep(10)
+            driver.down, begin = False, trio.current_time()
+            nursery.cancel_scope.deadline = begin + 10
+        assert len(served) == callers
+        assert driver.connects <= 30
+
+    trio.run(outage, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_whoever_has_too_little_time_for_a_connect_leaves_it_to_the_next() -> None:
+    driver = ToyDriver(delay=0.2)
+
+    async def main() -> None:
+        pool = Pool(driver, size=1)
+        async with trio.open_nursery() as nursery:
+
+            async def late() -> None:
+                began = trio.current_time()
+                with pytest.raises(StorageUnavailable):
+                    await pool.acquire(timeout=0.3).__aenter__()
+                assert trio.current_time() - began == pytest.approx(0.3)
+
+            async def in_time() -> None:
+                async with pool.acquire(timeout=1):
+                    pass
+
+            async with pool.acquire() as connection:
+                connection.broken = True
+                nursery.start_soon(late)
+                await trio.sleep(0.1)
+                nursery.start_soon(in_time)
+                await trio.sleep(0.1)  # now the one has 0.1 s left, and the other 0.9
+        assert driver.connects == 2
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
 async def test_no_connection_in_time_is_chained_from_the_last_connect() -> None:
     pool = Pool(ToyDriver(down=True), timeout=0.1)
     began = current_time()
@@ -358,6 +418,8 @@ async def test_two_hundred_tasks_on_five_connections_with_random_cancellation(ds
                     await connection.execute("SELECT pg_sleep(%s)", [luck.uniform(0, 0.02)])
                 answers += 1
 
+    async with pool.acquire():
+        pass  # to connect takes longer than any of them waits, on a machine that is busy
     async with anyio.create_task_group() as tasks:
         for _ in range(200):
             tasks.start_soon(use)

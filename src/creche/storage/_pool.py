@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final, Generic, Protocol, TypeVar
 
 import anyio
-from anyio import CancelScope, current_time
+from anyio import CancelScope, current_effective_deadline, current_time
 from attrs import define, field, frozen
 
 from creche.errors import StorageUnavailable
@@ -116,6 +116,7 @@ class Pool(Generic[C]):
         self._trusted_since = -math.inf
         self._delay = 0.0
         self._not_before = 0.0
+        self._takes = 0.0
         self._last_error: StorageUnavailable | None = None
 
     @asynccontextmanager
@@ -160,19 +161,29 @@ class Pool(Generic[C]):
     async def _checkout(self, timeout: float, queueing: float) -> _Held[C]:
         began = current_time()
         with CancelScope(deadline=began + timeout):
+            patience = current_effective_deadline() - began
             with CancelScope(deadline=began + queueing) as queue:
                 await self._slots.acquire()
             if not queue.cancelled_caught:
                 try:
-                    return await self._find()
+                    if held := await self._find(patience / 2):
+                        return held
                 except BaseException:
                     self._slots.release()
                     raise
+                self._slots.release()
+                await anyio.sleep_forever()  # until there is no time left at all: there is no quicker way to fail
         waited = min(timeout, queueing) if queue.cancelled_caught else timeout
         reason = self._last_error or f"all {self._size} connections are in use"
         raise StorageUnavailable(f"no connection in {waited:.3g} s: {reason}") from self._last_error
 
-    async def _find(self) -> _Held[C]:
+    async def _find(self, longest: float) -> _Held[C] | None:
+        """A connection; None if no time is left to open one, which is thought to take `longest` seconds at most.
+
+        Whoever has waited longest comes first, and has the least time left. If they began to connect and gave up
+        half-way, so would the next, and the next: nobody would ever be served, and the server would see nothing but
+        connects that are broken off. So a caller with too little time lets the next one try, who has more.
+        """
         if held := await self._warm():
             return held
         async with self._dialling:  # one at a time: a server that comes back is not met by a crowd
@@ -182,6 +193,8 @@ class Pool(Generic[C]):
                     return held
                 if (pause := self._not_before - current_time()) > 0:
                     await anyio.sleep(pause)
+                elif current_time() + min(self._takes, longest) > current_effective_deadline():
+                    return None
                 elif held := await self._dial():
                     return held
 
@@ -210,9 +223,12 @@ class Pool(Generic[C]):
             self._failed(error)
             return None
         except BaseException:
-            if current_time() - started > STRUGGLING:
+            took = current_time() - started
+            self._takes = max(self._takes, 2 * took)  # at least that long
+            if took > STRUGGLING:
                 self._failed(StorageUnavailable("the database did not answer the connect in time"))
             raise
+        self._takes = current_time() - started
         self._delay = 0.0
         self._last_error = None
         self.stats.connects += 1

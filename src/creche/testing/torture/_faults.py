@@ -42,7 +42,7 @@ class Kind:
 
 
 def kinds(ground: Ground, only: Sequence[str] = ()) -> list[Kind]:
-    """Return what can break on this ground; if `only` has words, what has one in its name, in the order of the words."""
+    """Return what can break on this ground; if `only` has words, what has one in its name, in their order."""
     possible = [kind for kind in KINDS.values() if kind.possible(ground)]
     chosen = [kind for word in only for kind in possible if word in kind.name]
     return list(dict.fromkeys(chosen)) if only else possible

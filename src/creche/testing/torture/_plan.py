@@ -53,7 +53,7 @@ class Plan:
         hasty: of a hundred dispatches, those whose caller gives up within milliseconds, and asks again.
         borrowed: of a hundred, those in a transaction of the caller's, half of which are rolled back.
         every: from the beginning of a fault to that of the next one, in the first half; in the second they overlap.
-        only: words, of which a fault's name must have one, in whose order they come first; empty: all that are possible.
+        only: words, of which a fault's name must have one; they come in this order first. Empty: all that can be.
         patience: after the last fault, in which no job ends, and it is not waited any longer.
         loop: "asyncio", "trio", or "both" by turns.
         pgbouncer: whether a PgBouncer in transaction mode stands before PostgreSQL.
