@@ -83,9 +83,9 @@ def test_the_pool_leaks_nothing_and_lends_nothing_twice() -> None:
 
 
 def test_a_pool_that_forgets_a_slot_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def forget(self: Pool[Toy], timeout: float) -> Any:
+    async def forget(self: Pool[Toy], timeout: float, queueing: float) -> Any:
         await self._slots.acquire()
-        return await self._find()  # and a slot is gone if that is cancelled
+        return await self._find(timeout)  # and a slot is gone if that is cancelled
 
     monkeypatch.setattr(Pool, "_checkout", forget)
     with pytest.raises(detangle.BugFound):
