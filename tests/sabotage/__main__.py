@@ -17,7 +17,7 @@ from sabotage.catalogue import DEFECTS
 from sabotage.planting import Defect, OutOfDate
 from sabotage.trial import Caught, Spoilt, Survived, Trial, tried, unsound, verdict
 
-CONTROL: Final = 600.0  # seconds for the tests of all defects together
+CONTROL: Final = 1_800.0  # seconds for the tests of all defects together
 
 
 def main(patterns: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from attrs import field, frozen
 
 from sabotage.planting import ROOT, Defect, copied, plant
 
-PATIENCE: Final = 300.0  # seconds for the tests of one defect: those that hang have not caught it
+PATIENCE: Final = 600.0  # seconds for the tests of one defect: those that hang have not caught it
 _TAIL: Final = 1_500  # characters
 
 
@@ -131,6 +131,8 @@ def verdict(defect: Defect, trial: Trial) -> Caught | Survived | Spoilt:
 
 def unsound(tests: Sequence[str], trial: Trial) -> Sequence[str]:
     """Return what is wrong with tests that ran on sources in which nothing was planted: each has to have passed."""
+    if trial.code is None:
+        return [trial.output]
     failed = [f"{report.test}: {report.message}" for report in trial.reports if report.outcome == "failed"]
     passed = [report.test for report in trial.reports if report.when == "call" and report.outcome == "passed"]
     idle = [f"{test}: did not run" for test in tests if not any(_is_of(each, test) for each in passed)]
