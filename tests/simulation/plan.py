@@ -148,7 +148,7 @@ class Shape:
 
 
 STORM: Final = Shape(hours=(0, 0), episodes=(1, 1), jobs=(5, 40), faults=(2, 14), leases=(10, 15, 30), failover=True)
-MORNING: Final = Shape(hours=(1, 3), episodes=(1, 2), jobs=(3, 25), faults=(0, 8))
+MORNING: Final = Shape(hours=(1, 2), episodes=(1, 1), jobs=(3, 25), faults=(0, 8), polls=(5, 15, 30))
 WEEKEND: Final = Shape(
     hours=(12, 60), episodes=(1, 2), jobs=(5, 40), faults=(0, 10), leases=(30, 60, 120), polls=(15, 30, 60)
 )

@@ -17,7 +17,7 @@ from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simulation.plan import ANYWHERE, MORNING, STORM, Fault, JobPlan, Kind, Plan, Script, WorkerPlan, draw_plan, plan_of
+from simulation.plan import ANYWHERE, STORM, Fault, JobPlan, Kind, Plan, Script, WorkerPlan, draw_plan, plan_of
 from simulation.world import simulate
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +32,8 @@ def keeps_every_promise(plan: Plan) -> None:
 
 
 @pytest.mark.skipif(SEED is not None, reason="one seed is asked for")
-@given(st.builds(draw_plan, st.randoms(use_true_random=False), st.sampled_from([STORM, MORNING])))
-@settings(max_examples=2_000 if DEEP else 25, suppress_health_check=list(HealthCheck))
+@given(st.builds(draw_plan, st.randoms(use_true_random=False), st.just(STORM)))
+@settings(max_examples=2_000 if DEEP else 20, derandomize=not DEEP, suppress_health_check=list(HealthCheck))
 def test_whatever_goes_wrong_every_promise_is_kept(plan: Plan) -> None:
     keeps_every_promise(plan)
 
