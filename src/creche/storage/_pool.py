@@ -160,9 +160,10 @@ class Pool(Generic[C]):
 
     async def _checkout(self, timeout: float, queueing: float) -> _Held[C]:
         began = current_time()
+        queue = CancelScope(deadline=began + queueing)
         with CancelScope(deadline=began + timeout):
             patience = current_effective_deadline() - began
-            with CancelScope(deadline=began + queueing) as queue:
+            with queue:
                 await self._slots.acquire()
             if not queue.cancelled_caught:
                 try:

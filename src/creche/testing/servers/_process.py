@@ -102,8 +102,8 @@ class PrivateServer(Databases):
         self.folder = Path(tempfile.mkdtemp(prefix="creche-", dir="/tmp"))
         self.log = self.folder / "log"
         self.port = 0
-        self._password = secrets.token_hex(8)
-        self._identity = self._unprivileged()
+        self._password: str = secrets.token_hex(8)
+        self._identity: Identity = self._unprivileged()
         self._server: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 

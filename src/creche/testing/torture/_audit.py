@@ -101,7 +101,7 @@ def check_results(story: Story) -> Iterator[str]:
         run = runs.get((row.id, row.lease))
         if run is None or (run.how not in {"returned", "gave up"} and row.kind != "effect"):
             yield f"{row.id}, {row.kind}, is completed under {row.lease}, where no run came to its end"
-        elif run.how != "gave up" and (row.result or {}).get("lease") != row.lease:
+        elif run.how != "gave up" and (row.result is None or row.result.get("lease") != row.lease):
             yield f"{row.id}, {row.kind}, is completed under {row.lease} with the result {row.result}"
 
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 
 from attrs import define, frozen
@@ -212,5 +212,6 @@ def _id(value: object) -> str:
 def text(value: Any, *, hexadecimal: bool = False) -> str | None:
     """Return a column's value as text: some engines have bytes for it."""
     if isinstance(value, bytes | memoryview):
-        return bytes(value).hex() if hexadecimal else bytes(value).decode()
+        data = bytes(cast("bytes", value))
+        return data.hex() if hexadecimal else data.decode()
     return None if value is None else str(value)
