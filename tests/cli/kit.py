@@ -18,7 +18,7 @@ from typing import Any
 
 from attrs import frozen
 
-PATIENCE = 30.0  # seconds: a shared machine may be slow; nothing here waits for so long by itself
+PATIENCE = 90.0  # seconds: a shared machine may be slow; nothing here waits for so long by itself
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>]")
 _HOME = "\x1b[H"  # rich begins each frame in the corner

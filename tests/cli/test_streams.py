@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from cli.kit import PATIENCE
 from creche._ids import new_job_id
 from creche._job import NewJob
 from creche.storage.sqlite import SQLiteStorage
@@ -36,7 +37,7 @@ def in_shell(script: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     environment["creche"] = f"{sys.executable} -m creche"
     return subprocess.run(
-        ["bash", "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=60
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
 
 
