@@ -61,6 +61,13 @@ def simulate(session: nox.Session) -> None:
 
 
 @nox.session
+def torture(session: nox.Session) -> None:
+    """Kills, freezes, cuts off, and counts what must not happen: `nox -s torture -- --minutes 10 --engine mariadb`."""
+    session.install(".[all]", "--group", "test")
+    session.run("python", "-m", "creche.testing.torture", *session.posargs)
+
+
+@nox.session
 def ha(session: nox.Session) -> None:
     """Clusters whose servers are killed, frozen and cut off under load; docs/reliability.md has more of it."""
     session.install(".[all]", "--group", "test")

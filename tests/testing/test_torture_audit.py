@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -14,7 +16,7 @@ from creche.testing.torture._actors import Ask, unanswered
 from creche.testing.torture._audit import CHECKS, EXCUSED, audit
 from creche.testing.torture._auditor import find
 from creche.testing.torture._overruns import BLOCKED, STOOD, SWALLOWED, overruns
-from creche.testing.torture._plan import Plan
+from creche.testing.torture._plan import MIX, Plan
 from creche.testing.torture._story import Row, Story
 
 PLAN = Plan(engine="sqlite", seconds=60, lease=2.0, attempts=3)
@@ -372,6 +374,16 @@ def test_the_auditor_objects_to(wrong: str) -> None:
 
 def test_each_check_of_the_auditor_can_fail() -> None:
     assert {check for check, _ in WRONG.values()} == set(CHECKS)
+
+
+def test_the_page_says_what_each_column_counts_and_what_each_job_does() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    torture = page.partition("## Torture")[2].partition("\n## ")[0]
+    columns = torture.partition("| column | counts |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| ([a-z ,]+) \|", columns, re.MULTILINE) == list(CHECKS)
+    jobs = torture.partition("| of 1,000 | what they do |")[2].partition("\n\n")[0]
+    assert sorted(map(int, re.findall(r"^\| (\d+) \|", jobs, re.MULTILINE))) == sorted(MIX.values())
+    assert sum(MIX.values()) == 1_000
 
 
 # --- what is no objection ---------------------------------------------------------------------------
