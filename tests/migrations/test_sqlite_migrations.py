@@ -14,7 +14,7 @@ from attrs import evolve
 
 from creche._ids import new_job_id
 from creche._job import NewJob
-from creche.errors import StatementRejected
+from creche.errors import ConfigurationError, StatementRejected
 from creche.storage import _sqlite_schema as schema
 from creche.storage._sql import Migration, load
 from creche.storage.sqlite import SQLiteStorage
@@ -100,6 +100,17 @@ async def test_a_schema_that_is_newer_is_left_alone(path: Path) -> None:
     async with SQLiteStorage(path) as storage:
         assert list(await storage.migrate()) == []
         await storage.insert([NewJob(id=new_job_id(), type="t", payload=b"{}")])
+
+
+@pytest.mark.parametrize("version", ["'x'", "0.5", "x'00'"])
+async def test_a_table_of_that_name_that_is_somebody_elses_is_left_alone(path: Path, version: str) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"CREATE TABLE creche_migrations AS SELECT {version} AS version")
+    storage = SQLiteStorage(path)
+    for look in (storage.pending_migrations, storage.migrate):
+        with pytest.raises(ConfigurationError, match="creche_migrations is not creche's"):
+            await look()
+    assert tables(path) == {"creche_migrations"}
 
 
 async def test_of_many_storages_that_open_a_new_file_at_once_one_migrates(path: Path) -> None:

@@ -6,15 +6,22 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 
+from creche.errors import ConfigurationError
 from creche.storage._sql import Dialect, Migration
 
 
 def version(connection: sqlite3.Connection) -> int:
-    """Return the schema's version, 0 if there is none."""
+    """Return the schema's version, 0 if there is none.
+
+    Raises:
+        ConfigurationError: somebody else has a table of that name.
+    """
     here = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'creche_migrations'").fetchone()
     if here is None:
         return 0
-    found: int = connection.execute("SELECT coalesce(max(version), 0) FROM creche_migrations").fetchone()[0]
+    found: object = connection.execute("SELECT coalesce(max(version), 0) FROM creche_migrations").fetchone()[0]
+    if not isinstance(found, int):  # SQLite's columns take anything
+        raise ConfigurationError(f"the table creche_migrations is not creche's: {found!r} is no version of a schema")
     return found
 
 
