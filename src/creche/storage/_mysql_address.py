@@ -90,6 +90,7 @@ def parse_dsn(dsn: str) -> tuple[Address, dict[str, int | float | str]]:
 def _split(dsn: str) -> tuple[SplitResult, int]:
     # Nothing is chained here: what could not be read is quoted by the cause, and may be the password.
     try:
+        dsn.encode()  # bytes in the environment that are no text have become halves of characters
         parts = urlsplit(dsn)
     except ValueError:
         raise ConfigurationError(f"the MySQL DSN can't be read: {_HINT}") from None
