@@ -264,6 +264,14 @@ async def test_tasks_that_belong_to_no_queue_say_so() -> None:
         await work.dispatch()
 
 
+@pytest.mark.parametrize("name", ["", "\udcff", "a\nb", "x" * 300])
+async def test_a_filter_by_a_name_that_nothing_can_have_is_refused(queue: Queue, name: str) -> None:
+    with pytest.raises(OptionInvalid, match="queues="):
+        await queue.jobs(queues=[name])
+    with pytest.raises(OptionInvalid, match="types="):
+        await queue.jobs(types=["work", name])
+
+
 async def test_a_job_that_is_not_there(queue: Queue) -> None:
     job_id = uuid4()
     for use in (queue.receipt, queue.cancel, queue.retry):
