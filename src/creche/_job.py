@@ -6,7 +6,7 @@ They hold no connection, read no clock and decide nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -121,6 +121,11 @@ def _name(limit: int = NAME_LIMIT) -> Any:
             check_name(attribute.name, value, limit)
 
     return validate
+
+
+def _names(_: object, attribute: Attribute[Any], value: Collection[object] | None) -> None:
+    for name in value or ():
+        check_name(attribute.name, name)
 
 
 def _seconds(_: object, attribute: Attribute[Any], value: object) -> None:
@@ -507,8 +512,8 @@ class DeadLetter:
 class JobFilter:
     """Which jobs `Storage.list` shows: all that match every field that is given."""
 
-    queues: frozenset[str] | None = None
-    types: frozenset[str] | None = None
+    queues: frozenset[str] | None = field(default=None, validator=_names)
+    types: frozenset[str] | None = field(default=None, validator=_names)
     statuses: frozenset[Status] | None = None
 
 

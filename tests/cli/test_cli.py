@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -245,6 +246,30 @@ def test_a_setting_that_makes_no_sense_is_a_usage_error(run: Run, monkeypatch: p
     monkeypatch.setenv("CRECHE_WORKER_LEASE", "-1")
     done = run("worker", "cliapp:queue")
     assert (done.code, "'-1' is no duration" in done.err) == (2, True), done
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["queues", "list", "postgresql://bob:secret@db/x"],
+        ["postgresql://bob:secret@db/x"],
+        ["jobs", "list", "--limit", "postgresql://bob:secret@db/x"],
+    ],
+)
+def test_a_dsn_in_the_wrong_place_is_quoted_without_its_password(run: Run, words: list[str]) -> None:
+    done = run(*words)
+    assert done.code == 2
+    assert "postgresql://bob:***@db/x" in done.err
+    assert "secret" not in done.err
+
+
+def test_a_word_that_is_no_text_is_refused(run: Run, folder: Path) -> None:
+    (folder / "jobs.db").unlink(missing_ok=True)
+    done = run("migrate", "--dsn", "sqlite:///jobs.db")
+    assert done.code == 0
+    done = run("jobs", "list", "--type", os.fsdecode(b"\xff"), "--dsn", "sqlite:///jobs.db")
+    assert done.code == 2
+    assert "no lone surrogates" in done.err
 
 
 # --- configuration ----------------------------------------------------------------------------------

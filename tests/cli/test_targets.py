@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from commands import application, environment, executed
 from creche.cli import _targets as targets
 from creche.cli._problems import Trouble
+from creche.storage import open_storage
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +71,14 @@ def test_a_projects_sqlite_file_is_beside_it_wherever_the_command_is_called(
     assert targets.chosen_dsn() == f"sqlite:///{folder}/jobs.db"
     configured(folder, '[tool.creche]\ndsn = "sqlite:////var/jobs.db"\n')
     assert targets.chosen_dsn() == "sqlite:////var/jobs.db"
+
+
+def test_a_projects_folder_may_have_a_name_that_is_no_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = folder / os.fsdecode(b"caf\xe9")
+    here.mkdir()
+    monkeypatch.chdir(here)
+    configured(here, '[tool.creche]\ndsn = "sqlite:///jobs.db"\n')
+    assert repr(open_storage(targets.chosen_dsn())) == f"<SQLiteStorage {here}/jobs.db>"
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import anyio
@@ -29,6 +32,7 @@ from creche import (
     WaitTimeout,
     Worker,
 )
+from creche.errors import ConfigurationError
 from creche.storage import mask, open_storage
 from creche.storage.memory import MemoryStorage
 
@@ -260,6 +264,14 @@ async def test_tasks_that_belong_to_no_queue_say_so() -> None:
         await work.dispatch()
 
 
+@pytest.mark.parametrize("name", ["", "\udcff", "a\nb", "x" * 300])
+async def test_a_filter_by_a_name_that_nothing_can_have_is_refused(queue: Queue, name: str) -> None:
+    with pytest.raises(OptionInvalid, match="queues="):
+        await queue.jobs(queues=[name])
+    with pytest.raises(OptionInvalid, match="types="):
+        await queue.jobs(types=["work", name])
+
+
 async def test_a_job_that_is_not_there(queue: Queue) -> None:
     job_id = uuid4()
     for use in (queue.receipt, queue.cancel, queue.retry):
@@ -294,11 +306,33 @@ async def test_a_wait_that_times_out_leaves_the_job_alone(queue: Queue) -> None:
         ("sqlite://jobs.db", OptionInvalid),
         ("sqlite://", OptionInvalid),
         ("sqlite:///", OptionInvalid),
+        ("sqlite://[x", OptionInvalid),
+        ("sqlite:///jobs.db\0", OptionInvalid),
+        ("sqlite:///\ud800", OptionInvalid),
+        ("mysql://host/\udcff", ConfigurationError),
     ],
 )
 def test_a_dsn_that_names_nothing(dsn: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         open_storage(dsn)
+
+
+@pytest.mark.parametrize("dsn", ["sqlite:///jobs.db?mode=ro", "sqlite:///job?s.db", "sqlite:///jobs#2.db"])
+def test_a_sqlite_dsn_never_means_another_file_than_it_names(dsn: str) -> None:
+    with pytest.raises(OptionInvalid, match=r"write \? as %3F and # as %23"):
+        open_storage(dsn)
+
+
+def test_a_sqlite_file_may_have_any_name(tmp_path: Path) -> None:
+    for name in (b"a b.db", b"?.db", b"#2.db", b"%41.db", b"[x.db", b"\xff.db", b"line\n.db"):
+        storage = open_storage(f"sqlite:///{quote(bytes(tmp_path))}/{quote(name)}")
+        assert repr(storage) == f"<SQLiteStorage {tmp_path}/{os.fsdecode(name)}>"
+
+
+def test_a_dsn_that_is_refused_is_not_quoted_with_its_password() -> None:
+    with pytest.raises(OptionInvalid) as caught:
+        open_storage("sqlite://user:canary@host/jobs.db")
+    assert "canary" not in str(caught.value) + repr(vars(caught.value))
 
 
 def test_a_missing_driver_names_the_pip_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +359,12 @@ def test_a_missing_driver_names_the_pip_install(monkeypatch: pytest.MonkeyPatch)
         ("postgresql://user@host/db?passwd=canary", "postgresql://user@host/db?passwd=***"),
         ("postgresql://user:ca@na/ry@host/db", "postgresql://user:***@host/db"),
         ("postgresql://user@host/db", "postgresql://user@host/db"),
+        ("postgresql://user:my canary@host/db", "postgresql://user:***@host/db"),
+        ("postgresql://host/db?password=a;canary&x=1", "postgresql://host/db?password=***&x=1"),
+        ("host=a password=x;canary&y dbname=b", "host=a password=*** dbname=b"),
+        (r"host=a password='it\'s canary' dbname=b", "host=a password=*** dbname=b"),
+        (r"host=a password=my\ canary dbname=b", "host=a password=*** dbname=b"),
+        ("host=a password='canary", "host=a password=***"),
     ],
 )
 def test_a_password_is_never_shown(text: str, masked: str) -> None:

@@ -253,6 +253,7 @@ def test_any_message_becomes_text_that_every_engine_stores(message: str) -> None
 
 
 def test_of_a_long_text_the_head_and_the_tail_are_kept() -> None:
+    assert clean("ab", 1) == "\n… 2 characters left out …\n"
     text = clean("head" + "x" * 100_000 + "tail")
     assert text.startswith("head")
     assert text.endswith("tail")

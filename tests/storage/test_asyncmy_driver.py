@@ -892,6 +892,7 @@ def test_a_dsn_says_where_and_as_whom() -> None:
         ("h/db?connect_timeout=soon", "connect_timeout='soon'"),
         ("h/db?connect_timeout=0", "connect_timeout=0"),
         ("[h/db", "can't be read"),
+        ("h/db\udcff", "can't be read"),
     ],
 )
 def test_a_dsn_without_sense_is_refused_and_not_quoted(rest: str, named: str) -> None:

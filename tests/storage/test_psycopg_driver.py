@@ -366,7 +366,9 @@ async def test_an_unreachable_server_is_named_and_its_password_is_not(tmp_path: 
         assert_no_canary(caught.value, driver)
 
 
-@pytest.mark.parametrize("dsn", [f"postgresql://u:%zz{CANARY}@h/d", f"postgresql://u:{CANARY}/x@h/d", CANARY])
+@pytest.mark.parametrize(
+    "dsn", [f"postgresql://u:%zz{CANARY}@h/d", f"postgresql://u:{CANARY}/x@h/d", CANARY, f"{CANARY}\udcff"]
+)
 async def test_a_dsn_that_can_not_be_read_is_not_quoted(dsn: str) -> None:
     with pytest.raises(ConfigurationError, match="percent-encode") as caught:
         await PsycopgDriver(dsn).connect()

@@ -15,6 +15,7 @@ from creche.cli._completion import completion
 from creche.cli._dead import dead
 from creche.cli._dev import dev
 from creche.cli._dispatch import dispatch
+from creche.cli._display import plain_text
 from creche.cli._doctor import doctor
 from creche.cli._health import health
 from creche.cli._jobs import jobs
@@ -26,6 +27,7 @@ from creche.cli._top import top
 from creche.cli._worker import worker
 from creche.cli._workers import workers
 from creche.errors import CrecheError
+from creche.storage import mask
 
 __all__ = ["cli", "main"]
 
@@ -38,6 +40,8 @@ class _Root(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            raise _shown_safely(error) from None
         except (KeyboardInterrupt, click.Abort):
             raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
         except (CrecheError, OSError, BaseExceptionGroup) as error:
@@ -50,11 +54,20 @@ class _Root(click.Group):
         """Do as click does; --help and --version print meanwhile, and nobody else would notice that it fails."""
         try:
             return super().make_context(*args, **extra)
+        except click.UsageError as error:
+            raise _shown_safely(error) from None
         except OSError as error:
             problem = as_lost_output(error)
             if problem is None:
                 raise
             raise problem from error
+
+
+def _shown_safely(error: click.UsageError) -> click.UsageError:
+    """Take out of click's own words what it quotes: a DSN in the wrong place has a password all the same."""
+    said = error.format_message()
+    shown = plain_text(mask(said))
+    return error if shown == said else click.UsageError(shown, error.ctx)
 
 
 @click.group(

@@ -124,7 +124,7 @@ def _placed(dsn: str, folder: Path) -> str:
     scheme, _, path = dsn.partition(":///")
     if not scheme.startswith("sqlite") or not path or path.startswith("/"):
         return dsn
-    return f"{scheme}:///{quote(str(folder))}/{path}"
+    return f"{scheme}:///{quote(bytes(folder))}/{path}"
 
 
 # --- from TARGET to what it names -------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from creche.abc import Storage
 from creche.errors import MissingExtra, OptionInvalid, UnknownDSN
@@ -13,12 +14,21 @@ from creche.errors import MissingExtra, OptionInvalid, UnknownDSN
 __all__ = ["mask", "open_storage"]
 
 _PASSWORD: Final = re.compile(r"(?P<before>://[^/@\s:]*:)(?P<password>\S*)(?=@)")  # an unescaped @ or / is part of it
-_PARAMETER: Final = re.compile(r"(?i)(?P<before>\b(?:ssl)?p(?:ass)?w(?:or)?d\s*=\s*)(?P<password>'[^']*'|[^\s&;]+)")
+_ALONE: Final = re.compile(
+    r"(?s)\A(?P<before>[\w+]*://[^/@\s:]*:)(?P<password>.*)(?=@)"
+)  # so is a blank, in a lone DSN
+_NAME: Final = r"(?:ssl)?p(?:ass)?w(?:or)?d"
+_IN_QUERY: Final = re.compile(rf"(?i)(?P<before>[?&]{_NAME}=)(?P<password>[^\s&]+)")
+_PARAMETER: Final = re.compile(  # libpq's way: until a blank, or in quotes; a backslash takes the next character along
+    rf"(?is)(?P<before>(?<![?&])\b{_NAME}\s*=\s*)(?P<password>'(?:[^'\\]|\\.)*(?:'|\Z)|(?:[^\s\\]|\\.)+)"
+)
 
 
 def mask(text: str) -> str:
     """Return a DSN, or a text that holds some, without the passwords."""
-    return _PARAMETER.sub(r"\g<before>***", _PASSWORD.sub(r"\g<before>***", text))
+    for form in (_ALONE, _PASSWORD, _IN_QUERY, _PARAMETER):
+        text = form.sub(r"\g<before>***", text)
+    return text
 
 
 def open_storage(dsn: str) -> Storage:
@@ -49,11 +59,18 @@ def _memory(_: str) -> Storage:
 def _sqlite(dsn: str) -> Storage:
     from creche.storage.sqlite import SQLiteStorage
 
-    parts = urlsplit(dsn)
-    if parts.netloc:
-        raise OptionInvalid("dsn", dsn, "sqlite:///relative.db has three slashes, sqlite:////absolute.db four")
-    path = unquote(parts.path)[1:]
-    if not path:
+    address, *parameters = re.split("[?#]", dsn, maxsplit=1)
+    if parameters:
+        raise OptionInvalid("dsn", mask(dsn), "SQLite has no parameters; in a file's name, write ? as %3F and # as %23")
+    if not address.startswith("sqlite:///"):
+        raise OptionInvalid("dsn", mask(dsn), "sqlite:///relative.db has three slashes, sqlite:////absolute.db four")
+    try:
+        path = os.fsdecode(
+            unquote_to_bytes(os.fsencode(address.removeprefix("sqlite:///")))
+        )  # a file's name is bytes, and need be no text
+    except UnicodeEncodeError:
+        raise OptionInvalid("dsn", dsn, "no file has half a character in its name") from None
+    if not path or "\0" in path:
         raise OptionInvalid("dsn", dsn, "name a file: sqlite:///jobs.db; for jobs in memory use memory://")
     return SQLiteStorage(path)
 

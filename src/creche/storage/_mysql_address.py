@@ -151,6 +151,7 @@ def _parse(dsn: str) -> tuple[Address, dict[str, str], dict[str, int | float | s
 def _split(dsn: str) -> tuple[SplitResult, int]:
     # Nothing is chained here: what could not be read is quoted by the cause, and may be the password.
     try:
+        dsn.encode()  # bytes in the environment that are no text have become halves of characters
         parts = urlsplit(dsn)
     except ValueError:
         raise ConfigurationError(f"the MySQL DSN can't be read: {_HINT}") from None

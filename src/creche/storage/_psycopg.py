@@ -169,7 +169,9 @@ DEFAULTS: Final[dict[str, str]] = {
 
 def _parameters(conninfo: str, **kwargs: ConnParam) -> ConnDict:
     parameters: ConnDict | None = None
-    with suppress(e.ProgrammingError):
+    with suppress(
+        e.ProgrammingError, UnicodeEncodeError
+    ):  # half a character: bytes in the environment that are no text
         parameters = conninfo_to_dict(conninfo, **kwargs)
     hint = "percent-encode what is special in the user's name and password"
     if parameters is None:
