@@ -11,12 +11,15 @@ from typing import Final, TypeAlias
 
 import anyio
 import pytest
+from asyncmy.errors import MySQLError
 
 from creche._ids import new_job_id, new_nonce
-from creche._job import Event, Lease, NewJob, Retention, Settlement, Status
+from creche._job import Event, JobFilter, Lease, NewJob, Retention, Settlement, Status
 from creche.errors import StorageUnavailable
-from creche.storage._asyncmy import Connection
+from creche.storage._asyncmy import Connection, translated
+from creche.storage._mysql_calls import together
 from creche.storage._mysql_cluster import GALERA, GROUP
+from creche.storage._pool import TransientConflict
 from creche.storage.mysql import MySQLStorage
 from creche.testing.servers import GaleraCluster, MySQLGroup, connect_mysql, private_galera, private_group
 from ha.conftest import must_be_there
@@ -75,9 +78,6 @@ async def test_what_was_done_on_one_member_is_known_on_the_next(cluster: Cluster
 
 
 async def test_of_rivals_on_several_members_one_wins_and_knows_it(cluster: Cluster, database: str) -> None:
-    """On MariaDB an abort between two statements of one packet was lost, and the COMMIT behind them said OK: three of
-    two thousand reserves believed in leases that they did not have.
-    """
     taken = list[Lease]()
 
     async def rival(dsn: str) -> None:
@@ -98,6 +98,35 @@ async def test_of_rivals_on_several_members_one_wins_and_knows_it(cluster: Clust
         assert Counter(Counter(lease.job_id for lease in taken).values()) == {1: 600}
         held = await storage.extend(taken, 10)
         assert held.held == set(taken)
+
+
+async def test_a_transaction_that_was_undone_for_a_rival_says_so(cluster: Cluster, database: str) -> None:
+    """MariaDB loses that error between two statements of one packet, and says OK to the COMMIT behind them. So three of
+    two thousand reserves believed in leases that they didn't have.
+    """
+    one, two = (MySQLStorage(dsn) for dsn in members(cluster, database)[:2])
+    async with one, two:
+        await one.insert(jobs(1))
+        begun = anyio.Event()
+
+        async def slowly(connection: Connection) -> None:
+            update = "UPDATE creche_jobs SET locked_by = 'one'"
+            begun.set()
+            with pytest.raises(MySQLError) as caught:
+                await together(connection, [update, "DO SLEEP(3)", "DO SLEEP(0)"])
+            assert isinstance(caught.value.args[0], int)
+            with pytest.raises(TransientConflict), translated():
+                raise caught.value
+
+        async def at_once(connection: Connection) -> None:
+            await together(connection, ["UPDATE creche_jobs SET locked_by = 'two'"])
+
+        async with anyio.create_task_group() as rivals:
+            rivals.start_soon(one._calls.run, slowly)
+            await begun.wait()
+            await anyio.sleep(1.5)  # its update waits for nothing
+            await two._calls.run(at_once)
+        assert [job.locked_by for job in await one.list(JobFilter(), 10)] == ["two"]
 
 
 async def test_its_sessions_wait_for_the_others_and_its_clock_is_one_of_several(

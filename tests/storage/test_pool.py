@@ -318,6 +318,25 @@ def test_whoever_has_too_little_time_for_a_connect_leaves_it_to_the_next() -> No
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+async def test_who_queues_behind_those_that_wait_for_an_absent_server_waits_as_long_as_they_do() -> None:
+    driver = CallableToys(down=True)
+    pool = Pool(driver, size=1)
+
+    async def wait_for_it() -> None:
+        async with pool.acquire(10, queueing=0.01):
+            pass
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait_for_it)
+        with fail_after(5):
+            while not pool.stats.connect_errors:  # noqa: ASYNC110 - it tells nobody
+                await anyio.sleep(0.01)
+        tasks.start_soon(wait_for_it)
+        await anyio.sleep(0.1)
+        driver.down = False
+    assert pool.stats.connects == 1
+
+
 async def test_no_connection_in_time_is_chained_from_the_last_connect() -> None:
     pool = Pool(ToyDriver(down=True), timeout=0.1)
     began = current_time()

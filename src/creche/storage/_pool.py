@@ -129,7 +129,8 @@ class Pool(Generic[C]):
         Args:
             timeout: seconds for the whole checkout, instead of the pool's own. It alone bounds how long an absent
                 server is waited for, from the first connection on: there is no quicker way to fail.
-            queueing: seconds of these, at most, in which others have to give a connection back.
+            queueing: seconds of these, at most, in which others have to give a connection back; where there is nobody
+                to connect to, they are waited for as long as the server is.
 
         Raises:
             StorageUnavailable: no connection in time; chained from what the last connect said. Or the pool is closed.
@@ -160,6 +161,8 @@ class Pool(Generic[C]):
 
     async def _checkout(self, timeout: float, queueing: float) -> _Held[C]:
         began = current_time()
+        if self._last_error is not None:  # the server is absent: so is the reason to hurry
+            queueing = timeout
         queue = CancelScope(deadline=began + queueing)
         with CancelScope(deadline=began + timeout):
             patience = current_effective_deadline() - began

@@ -90,6 +90,7 @@ class GaleraNode(MariaDBServer):
     """
 
     name = "Galera"
+    patience = 180.0  # it may have to copy everything first
 
     def __init__(self, settings: Mapping[str, str], library: Path, port: int, first: GaleraNode | None) -> None:
         provider = {

@@ -96,6 +96,8 @@ class PrivateServer(Databases):
     """As whom to run it when the tests run as root: the first of these that exists."""
     last_word: ClassVar[signal.Signals]
     """What makes it stop at once."""
+    patience: ClassVar[float] = 60.0
+    """Seconds that it may take to start."""
 
     def __init__(self) -> None:
         # Short, because a Unix socket's path may have about a hundred characters; and outside root's home.
@@ -220,7 +222,7 @@ class PrivateServer(Databases):
 
     def _try_start(self) -> bool:
         server = self._server = self._spawn(self._command())
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + self.patience
         while time.monotonic() < limit and server.poll() is None:
             if self._ready():
                 return True
