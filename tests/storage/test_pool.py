@@ -328,7 +328,7 @@ async def test_who_queues_behind_those_that_wait_for_an_absent_server_waits_as_l
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait_for_it)
-        with fail_after(5):
+        with anyio.fail_after(5):
             while not pool.stats.connect_errors:  # noqa: ASYNC110 - it tells nobody
                 await anyio.sleep(0.01)
         tasks.start_soon(wait_for_it)
