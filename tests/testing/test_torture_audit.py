@@ -523,3 +523,5 @@ def test_whoever_takes_a_killed_dispatchers_seat_asks_again_what_nobody_answered
     left = [entry for entry in entries if not _is(entry, "receipt", {"key": "k/long"})]
     assert [entry["key"] for entry in unanswered(left)] == ["k/long"]
     assert unanswered([entry for entry in entries if entry["what"] != "rolled back"]) == []
+    (again,) = ({**entry, "what": "took over"} for entry in left if _is(entry, "asked", {"key": "k/long"}))
+    assert [entry["key"] for entry in unanswered([again])] == ["k/long"]  # whoever took it over was killed, too

@@ -74,6 +74,7 @@ class Herd:
             status = 1
             try:
                 _die_with_the_parent()
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 run(Ledger(self.folder, who))
                 status = 0
             except BaseException:  # noqa: BLE001 - nothing may get back to the parent's code

@@ -119,6 +119,7 @@ class Dispatcher:
 
     async def _ask_all(self, asks: TaskGroup, until: float) -> None:
         for entry in self._unanswered:
+            self._ledger.note("took over", key=entry["key"], ask=entry["ask"])
             self._ledger.note("unknown", key=entry["key"], why="the caller was killed")
             asks.start_soon(self._ask, Ask(**entry["ask"]))
         number = 0
@@ -204,8 +205,9 @@ class Dispatcher:
 def unanswered(entries: Sequence[Entry]) -> list[Entry]:
     """Return which dispatches of a ledger have no answer: whoever sits in the killed one's place asks again."""
     over = {entry["key"] for entry in entries if entry["what"] in {"receipt", "rolled back"}}
+    begun = [entry for entry in entries if entry["what"] in {"asked", "took over"} and entry["key"] not in over]
     # What was to be rolled back was not committed: its caller does not want it any more.
-    return [e for e in entries if e["what"] == "asked" and e["key"] not in over and not e["ask"]["rolled_back"]]
+    return [entry for entry in begun if not entry["ask"]["rolled_back"]]
 
 
 class Workman:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -55,6 +56,7 @@ def main(
         if not any(word in name for name in KINDS):
             raise click.BadParameter(f"no fault has {word!r} in its name: {', '.join(KINDS)}", param_hint="--only")
     seed = random.randrange(1 << 32) if seed is None else seed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # nothing is left behind then, either
     plan = Plan(seconds=60 * minutes, seed=seed, durable=not not_durable, **settings)
     with ExitStack() as stack:
         folder = ledgers or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="creche-torture-")))
