@@ -267,8 +267,8 @@ ERRORS: Final = [
         edits=[
             Edit(
                 "src/creche/storage/__init__.py",
-                '    return _PARAMETER.sub(r"\\g<before>***", _PASSWORD.sub(r"\\g<before>***", text))\n',
-                "    return text\n",
+                '        text = form.sub(r"\\g<before>***", text)\n',
+                '        text = form.sub(r"\\g<0>", text)\n',
             )
         ],
         tests=["tests/engine/test_bad_input.py::test_a_password_is_never_shown"],
