@@ -75,6 +75,13 @@ def ha(session: nox.Session) -> None:
 
 
 @nox.session
+def deep(session: nox.Session) -> None:
+    """What gets better by being tried for hours: the state machines of each storage, and whatever is marked so."""
+    session.install(".[all]", "--group", "test")
+    session.run("pytest", "-m", "deep", *session.posargs, env={"CRECHE_HYPOTHESIS_PROFILE": "deep"})
+
+
+@nox.session
 def example(session: nox.Session) -> None:
     """The main example, on the embedded SQLite that one gets by default."""
     session.install(".[all]")

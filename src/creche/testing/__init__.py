@@ -30,9 +30,13 @@ pytest.register_assert_rewrite(
     "creche.testing._conformance_twin",
     "creche.testing._conformance_watch",
     "creche.testing._conformance_workers",
+    "creche.testing._machine_session",
+    "creche.testing._machine_rivals",
+    "creche.testing._machine_rules",
     "creche.testing.conformance",
 )
 
 from creche.testing.conformance import StorageConformance  # noqa: E402 - see above
+from creche.testing.machine import StoredJob, StoredRows, store_machine  # noqa: E402 - see above
 
-__all__ = ["StorageConformance"]
+__all__ = ["StorageConformance", "StoredJob", "StoredRows", "store_machine"]

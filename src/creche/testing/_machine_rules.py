@@ -1,0 +1,296 @@
+"""The state machine's rules: what can be done to a storage, one thing after another. `_machine_rivals` has the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from attrs import evolve
+from hypothesis.stateful import MultipleResults, initialize, multiple, precondition, rule
+
+from creche._job import (
+    Event,
+    FollowUp,
+    JobFilter,
+    Lease,
+    NewJob,
+    Presence,
+    Progress,
+    Retention,
+    Settled,
+    Settlement,
+)
+from creche._lifecycle import SETTLING
+from creche.abc import Storage
+from creche.testing import _machine_draws as draw
+from creche.testing._machine_draws import JOBS, LEASES, START, Draft, Limit, Lost
+from creche.testing._machine_promises import UPKEEP, Reach
+from creche.testing._machine_session import ALL, Call, Session, asking, settle_in_one, upkeep
+
+
+def _has_jobs(machine: Session) -> bool:
+    return bool(machine.bundle(JOBS.name))
+
+
+def _has_leases(machine: Session) -> bool:
+    return bool(machine.bundle(LEASES.name))
+
+
+any_jobs = precondition(_has_jobs)
+any_leases = precondition(_has_leases)
+
+
+class Rules(Session):
+    """What can be done to a storage by one caller after another, who may lose the answer and ask again."""
+
+    # --- how a program begins: with something that waits, something that runs, and something that is over ------
+
+    @initialize(target=JOBS, jobs=draw.FIRST_DRAFTS)
+    def some_wait(self, *, jobs: list[Draft]) -> MultipleResults[UUID]:
+        batch = self.new_jobs(jobs)
+        self.insert(batch)
+        return multiple(*ids_of(batch))
+
+    @initialize(target=LEASES, jobs=draw.FIRST_DRAFTS, seconds=draw.SECONDS)
+    def some_run(self, *, jobs: list[Draft], seconds: float) -> MultipleResults[Lease]:
+        self.insert(self.new_jobs(jobs))
+        return self.take(list(draw.QUEUES), ALL, seconds, draw.WORKERS[0])
+
+    @initialize(target=JOBS, jobs=draw.OVER_DRAFTS, end=draw.FIRST_END)
+    def some_are_over(self, *, jobs: list[Draft], end: Draft) -> MultipleResults[UUID]:
+        batch = self.new_jobs(jobs)
+        self.insert(batch)
+        leases = self.take(list(draw.QUEUES), ALL, 30.0, draw.WORKERS[0])
+        self.end([self.settlement(lease, end) for lease in leases])
+        return multiple(*ids_of(batch))
+
+    # --- dispatch -----------------------------------------------------------------------------------
+
+    @rule(target=JOBS, jobs=draw.JOB_DRAFTS, after=draw.AFTER, lost=draw.LOST)
+    def dispatch(self, *, jobs: list[Draft], after: float | Limit, lost: Lost) -> MultipleResults[UUID]:
+        self.pass_time(after)
+        batch = self.new_jobs(jobs)
+        self.insert(batch, lost=lost)
+        return multiple(*ids_of(batch))
+
+    @any_jobs
+    @rule(jobs=draw.JOB_LIST, after=draw.AFTER, lost=draw.LOST)
+    def dispatch_again(self, *, jobs: list[UUID], after: float | Limit, lost: Lost) -> None:
+        self.pass_time(after)
+        self.insert([self.sent[job_id] for job_id in dict.fromkeys(jobs) if job_id in self.sent], lost=lost)
+
+    def insert(self, jobs: Sequence[NewJob], *, lost: Lost = Lost.NOTHING) -> None:
+        cached = self.cached(jobs)
+        answers = self.ask(asking("insert", jobs, now=self.now), lost=lost)
+        answered = {each.job_id for answer in answers for each in answer}
+        self.keep("dispatch", Reach(touches=answered | cached, adds=True))
+
+    def cached(self, jobs: Sequence[NewJob]) -> set[UUID]:
+        """Return the jobs whose results answer no more, because somebody wants fresh ones."""
+        refreshed = {job.fingerprint for job in jobs if job.refresh and job.fingerprint}
+        if not refreshed:
+            return set()
+        kept = self.expected().jobs.values()
+        return {job.record.id for job in kept if job.single_flight and job.record.fingerprint in refreshed}
+
+    # --- leases -------------------------------------------------------------------------------------
+
+    @rule(
+        target=LEASES,
+        queues=draw.SOME_QUEUES,
+        limit=draw.LIMITS,
+        seconds=draw.SECONDS,
+        worker=draw.WORKER,
+        types=draw.SOME_TYPES,
+        after=draw.AFTER,
+        lost=draw.LOST,
+    )
+    def reserve(
+        self,
+        *,
+        queues: list[str],
+        limit: int,
+        seconds: float,
+        worker: str,
+        types: list[str] | None,
+        after: float | Limit,
+        lost: Lost,
+    ) -> MultipleResults[Lease]:
+        self.pass_time(after)
+        return self.take(queues, limit, seconds, worker, types=types, lost=lost)
+
+    def take(
+        self,
+        queues: list[str],
+        limit: int,
+        seconds: float,
+        worker: str,
+        *,
+        types: list[str] | None = None,
+        lost: Lost = Lost.NOTHING,
+    ) -> MultipleResults[Lease]:
+        options = {"lease": seconds, "worker": worker, "nonce": self.new_nonce(), "types": types, "now": self.now}
+        call = asking("reserve", queues, limit, **options)
+        answers = self.ask(call, lost=lost, repeats=False)
+        for answer in answers:
+            assert len(answer.jobs) <= limit
+            self.promises.reserved(answer, self.moment(seconds), self.now)
+        taken = {job.id for answer in answers for job in answer.jobs}
+        self.keep("reserve", Reach(events=frozenset({Event.RESERVE}), touches=taken))
+        return multiple(*(job.lease for job in answers[-1].jobs))
+
+    @any_leases
+    @rule(
+        leases=draw.LEASE_LIST,
+        seconds=draw.SPAN,
+        progress=draw.PROGRESS,
+        forged=draw.FORGED,
+        after=draw.AFTER,
+        lost=draw.LOST,
+    )
+    def extend(
+        self,
+        *,
+        leases: list[Lease],
+        seconds: float,
+        progress: tuple[float, str] | None,
+        forged: tuple[int, int | None] | None,
+        after: float | Limit,
+        lost: Lost,
+    ) -> None:
+        self.pass_time(after)
+        batch = with_a_forged_one(leases, forged)
+        said = progress and {lease: Progress(fraction=progress[0], message=progress[1]) for lease in batch[::2]}
+        answers = self.ask(asking("extend", batch, seconds, progress=said, now=self.now), lost=lost)
+        for answer in answers:
+            self.promises.extended(answer, seconds, self.now)
+        self.keep("extend", Reach(touches={lease.job_id for answer in answers for lease in answer.held}))
+
+    @any_leases
+    @rule(ends=draw.END_LIST, forged=draw.FORGED, after=draw.AFTER, lost=draw.LOST)
+    def settle(
+        self,
+        *,
+        ends: list[tuple[Lease, Draft]],
+        forged: tuple[int, int | None] | None,
+        after: float | Limit,
+        lost: Lost,
+    ) -> None:
+        self.pass_time(after)
+        by_lease = dict(reversed(ends))
+        batch = [
+            self.settlement(lease, by_lease.get(lease, ends[0][1]))
+            for lease in with_a_forged_one([lease for lease, _ in ends], forged)
+        ]
+        self.end(batch, lost=lost)
+
+    def end(self, batch: Sequence[Settlement], *, lost: Lost = Lost.NOTHING) -> None:
+        answers = self.ask(asking("settle", batch, now=self.now), lost=lost)
+        for answer in answers:
+            self.promises.settled(batch, answer)
+        accepted = {lease.job_id for answer in answers for lease in answer.accepted}
+        self.keep("settle", Reach(events=SETTLING, touches=accepted, adds=True))
+
+    @any_leases
+    @rule(lease=LEASES, end=draw.END, after=draw.AFTER, lost=draw.LOST_IN_TRANSACTION)
+    def settle_in_a_transaction(self, *, lease: Lease, end: Draft, after: float | Limit, lost: Lost) -> None:
+        self.pass_time(after)
+        settlement = self.settlement(lease, end)
+        answers = self.ask(partial(settle_in_one, settlement, self.now, lost), lost=lost)
+        touches = {lease.job_id} if [True] in answers else set[UUID]()
+        if touches:
+            self.promises.settled([settlement], Settled(accepted=frozenset({lease}), lost=frozenset()))
+        self.keep("settle in a transaction", Reach(events=SETTLING, touches=touches, adds=True))
+
+    def settlement(self, lease: Lease, draft: Draft) -> Settlement:
+        options = dict(draft)
+        if (seconds := options.pop("due", None)) is not None:
+            options["available_at"] = self.moment(seconds)
+        return Settlement(lease=lease, **options)
+
+    # --- upkeep -------------------------------------------------------------------------------------
+
+    @rule(limit=draw.UPKEEP_LIMITS, retention=draw.RETENTION, after=draw.AFTER, lost=draw.LOST)
+    def maintain(self, *, limit: int, retention: Retention, after: float | Limit, lost: Lost) -> None:
+        self.pass_time(after)
+        self.ask(partial(upkeep, limit, retention, self.now), lost=lost)
+        self.keep("maintain", Reach(events=UPKEEP, touches=None, adds=True, removes=True))
+
+    # --- people -------------------------------------------------------------------------------------
+
+    @any_jobs
+    @rule(deed=draw.DEED, jobs=draw.JOB_LIST, after=draw.AFTER, lost=draw.LOST)
+    def by_hand(self, *, deed: str, jobs: list[UUID], after: float | Limit, lost: Lost) -> None:
+        """What people do to jobs."""
+        self.pass_time(after)
+        if deed == "delete":
+            self.ask(asking(deed, jobs))  # sent again it finds nothing, and says so
+        else:
+            # Of a callback that isn't written yet, the first call may not know what the second one knows.
+            known = all(self.oracle.has(job_id) or job_id in self.sent for job_id in jobs)
+            self.ask(asking(deed, jobs, now=self.now), lost=lost, repeats=known)
+        events = {"cancel": {Event.CANCEL}, "retry": {Event.REVIVE}, "delete": set[Event]()}[deed]
+        self.keep(deed, Reach(events=frozenset(events), touches=jobs, adds=deed == "cancel", removes=deed == "delete"))
+
+    @any_jobs
+    @rule(at=draw.VIEW, where=draw.FILTERS, jobs=draw.JOB_LIST, watcher=draw.WATCHER, after=draw.AFTER)
+    def look(self, *, at: str, where: JobFilter, jobs: list[UUID], watcher: str | None, after: float | Limit) -> None:
+        self.pass_time(after)
+        views: dict[str, list[Call]] = {
+            "jobs": [asking("list", where, 3, before=jobs[0]), asking("list", where, ALL), asking("find", jobs)],
+            "dead letters": [asking("dead_letters", ALL), asking("dead_letters", 2, before=jobs[0])],
+            "queues": [asking("stats", now=self.now)],
+            # Those whose time has run out since the start are there, if no upkeep has forgotten them.
+            "workers": [partial(_workers, now) for now in (self.now, START)],
+            "ends": [asking("watch", jobs, watcher=watcher, over=jobs[:2])],
+        }
+        for call in views[at]:
+            self.ask(call)
+        self.keep(f"a look at {at}", Reach())
+
+    @rule(order=draw.ORDER, after=draw.AFTER, lost=draw.LOST)
+    def operate(self, *, order: tuple[str, Any, Any], after: float | Limit, lost: Lost) -> None:
+        """What people set of queues, and workers say of themselves."""
+        self.pass_time(after)
+        match order:
+            case "announce", Presence() as presence, ttl:
+                call = asking("announce", presence, ttl, now=self.now)
+            case "set_retention", queue, retention:
+                call = asking("set_retention", queue, retention)
+            case "pause", queues, _:
+                call = asking("pause", queues, now=self.now)
+            case method, argument, _:
+                call = asking(method, argument)
+        self.ask(call, lost=lost)
+        self.ask(asking("stats", now=self.now))
+        self.ask(partial(_workers, self.now))
+        self.keep(order[0], Reach())
+
+
+def ids_of(jobs: Sequence[NewJob]) -> list[UUID]:
+    """Return the ids of jobs, and of what is to follow them."""
+    return list(dict.fromkeys(each for job in jobs for each in [job.id, *_ids_of(job.callbacks)]))
+
+
+def _ids_of(callbacks: Sequence[FollowUp]) -> list[UUID]:
+    return [job_id for each in callbacks for job_id in [each.id, *_ids_of(each.then)]]
+
+
+def with_a_forged_one(leases: Sequence[Lease], forged: tuple[int, int | None] | None) -> list[Lease]:
+    """Return each lease once, and one more that nobody ever had, if that is drawn."""
+    known = list(dict.fromkeys(leases))
+    if forged is not None:
+        off, nonce = forged
+        lease = known[0]
+        known.append(evolve(lease, token=lease.token + off, nonce=lease.nonce if nonce is None else nonce))
+    return known
+
+
+async def _workers(now: Any, storage: Storage) -> list[Any]:
+    """Who is there; what is left of a lease is a difference, of which the last bits are nobody's promise."""
+    return [
+        evolve(worker, jobs=tuple(evolve(job, lease_left=round(job.lease_left, 6)) for job in worker.jobs))
+        for worker in await storage.workers(now=now)
+    ]

@@ -1,0 +1,267 @@
+"""`store_machine` itself: it notices what breaks the contract, on whichever side, and shows it by a short program."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import pytest
+from attrs import evolve
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
+import broken_storages as broken
+from creche._job import (
+    Event,
+    Extension,
+    FollowUp,
+    JobRecord,
+    Lease,
+    NewJob,
+    Reservation,
+    ReservedJob,
+    Settled,
+    Settlement,
+    Status,
+)
+from creche._lifecycle import SETTLING
+from creche.abc import Storage
+from creche.storage.memory import MemoryStorage
+from creche.testing import StoredJob, StoredRows, store_machine
+from creche.testing._machine_draws import START
+from creche.testing._machine_promises import UPKEEP, PromiseBroken, Promises, Reach
+
+CAUGHT: Final = [
+    broken.ForgetsTheNonce,
+    broken.TakesOneTooMany,
+    broken.LooksThenInserts,
+    broken.CountsReleases,
+    broken.SettlesTwice,
+    broken.RecoversBehindTheHoldersBack,
+]
+
+
+def play(machine: type[RuleBasedStateMachine], *phases: Phase, programs: int = 300) -> None:
+    """Play the same programs each time: whether they find something is no matter of luck."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=programs,
+            stateful_step_count=30,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate, *phases],
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("mutant", CAUGHT)
+def test_a_storage_that_breaks_the_contract_is_caught(mutant: type[MemoryStorage], backend: str) -> None:
+    with pytest.raises(AssertionError):
+        play(store_machine(mutant, backend=backend))
+
+
+def test_a_program_that_fails_is_made_short() -> None:
+    with pytest.raises(AssertionError) as failed:
+        play(store_machine(broken.CountsReleases, backend="asyncio"), Phase.shrink)
+    program = [line for note in failed.value.__notes__ for line in note.splitlines() if "state." in line]
+    *_, last, teardown = program
+    assert len(program) <= 4, program  # what waits, what runs, its end, and good night
+    assert "settle" in last
+    assert teardown == "state.teardown()"
+    assert "Event.RELEASE" in "".join(failed.value.__notes__)
+
+
+def test_one_that_keeps_the_contract_passes() -> None:
+    play(store_machine(MemoryStorage, backend="trio"), programs=20)
+
+
+def test_it_may_be_opened_by_a_coroutine_function() -> None:
+    async def open_storage() -> Storage:
+        return MemoryStorage()
+
+    play(store_machine(open_storage, backend="asyncio"), programs=5)
+
+
+def test_what_else_is_compared_is_called_after_each_step() -> None:
+    heard: list[str] = []
+
+    @asynccontextmanager
+    async def also(oracle: Storage, storage: Storage) -> AsyncGenerator[Callable[[str], None]]:
+        assert await oracle.stats() == await storage.stats() == []
+        yield heard.append
+
+    play(store_machine(MemoryStorage, backend="asyncio", also=also), programs=5)
+    assert "dispatch" in heard
+
+
+def test_what_the_database_itself_says_is_what_counts() -> None:
+    with pytest.raises(AssertionError, match="missing"):
+        play(store_machine(MemoryStorage, backend="asyncio", rows=lambda: StoredRows(jobs={}, letters={})))
+
+
+def test_without_hypothesis_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("hypothesis", "creche.testing._machine"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    with pytest.raises(ImportError, match="pip install hypothesis"):
+        store_machine(MemoryStorage, backend="asyncio")
+
+
+# --- the promises: what breaks one is noticed, without any oracle -----------------------------------
+
+JOB: Final = UUID(int=1)
+LEASE: Final = Lease(job_id=JOB, token=1, nonce=7)
+UNTIL: Final = START + timedelta(seconds=30)
+AFTER: Final = START + timedelta(seconds=31)
+FOLLOWS: Final = FollowUp(id=UUID(int=2), type="t", head="{}")
+
+
+def stored(status: Status, **changes: Any) -> StoredJob:
+    """Return a row that is of one piece, but for the changes."""
+    running = status is Status.PROCESSING
+    record = JobRecord(
+        id=JOB,
+        queue_name="q",
+        type="t",
+        payload=b"{}",
+        status=status,
+        priority=0,
+        attempts=0 if status in {Status.PENDING, Status.SCHEDULED} else 1,
+        max_attempts=2,
+        available_at=START,
+        locked_until=UNTIL if running else None,
+        locked_by="w" if running else None,
+        last_error=None,
+        idempotency_key=None,
+        fingerprint=None,
+        cancel_requested=False,
+        created_at=START,
+        updated_at=START,
+        completed_at=None if status.active else START,
+        result=None,
+        result_expires_at=None,
+    )
+    own: dict[str, Any] = {
+        name: changes.pop(name) for name in ("token", "nonce", "single_flight", "callbacks") if name in changes
+    }
+    fence: dict[str, Any] = (
+        {} if status in {Status.PENDING, Status.SCHEDULED} else {"token": LEASE.token, "nonce": LEASE.nonce}
+    )
+    facts: dict[str, Any] = {**fence, **own}
+    return StoredJob(record=evolve(record, **changes), **facts)
+
+
+PENDING, RUNNING, DONE = stored(Status.PENDING), stored(Status.PROCESSING), stored(Status.COMPLETED)
+RESERVES: Final = Reach(events=frozenset({Event.RESERVE}), touches=[JOB])
+SETTLES: Final = Reach(events=SETTLING, touches=[JOB], adds=True)
+MAINTAINS: Final = Reach(events=UPKEEP, touches=None, adds=True, removes=True)
+TWIN: Final = UUID(int=3)
+
+BROKEN: Final[dict[str, tuple[list[StoredJob], list[StoredJob], Reach]]] = {
+    "nothing lost": ([PENDING], [], MAINTAINS),
+    "nothing lost: it is gone": ([DONE], [], SETTLES),
+    "nobody asked": ([], [PENDING, stored(Status.PENDING, id=TWIN)], SETTLES),
+    "fenced": ([RUNNING], [DONE], evolve(SETTLES, touches=[])),
+    "tokens never fall": ([RUNNING], [evolve(RUNNING, token=0)], SETTLES),
+    "the table of states": ([DONE], [stored(Status.PENDING, token=2)], SETTLES),
+    "one holder: the row says": ([PENDING], [evolve(RUNNING, nonce=8)], RESERVES),
+    "one holder: .* somebody took it away": ([RUNNING], [stored(Status.SCHEDULED, token=2, attempts=1)], MAINTAINS),
+    "recorded, and neither there nor written": ([stored(Status.PENDING, callbacks=[FOLLOWS])], [RUNNING], RESERVES),
+    "its callbacks were not written": ([RUNNING], [evolve(DONE, callbacks=[FOLLOWS])], SETTLES),
+    "held, and not running": ([RUNNING], [stored(Status.COMPLETED, locked_until=UNTIL, locked_by="w")], SETTLES),
+    "running, and not held": ([PENDING], [stored(Status.PROCESSING, locked_until=None, locked_by=None)], RESERVES),
+    "half held": ([RUNNING], [stored(Status.PENDING, token=1, nonce=7, locked_by="w")], SETTLES),
+    "over at no time": ([RUNNING], [stored(Status.COMPLETED, completed_at=None)], SETTLES),
+    "pending before its time": ([RUNNING], [stored(Status.PENDING, token=1, nonce=7, available_at=UNTIL)], SETTLES),
+    "fewer attempts than none": ([RUNNING], [stored(Status.PENDING, token=1, nonce=7, attempts=-1)], SETTLES),
+    "bounded attempts": ([PENDING], [stored(Status.PROCESSING, attempts=3)], RESERVES),
+    "waiting for an attempt": ([RUNNING], [stored(Status.PENDING, token=1, nonce=7, attempts=2)], SETTLES),
+    "single flight: 2 jobs active": (
+        [PENDING],
+        [stored(Status.PENDING, fingerprint=b"f"), stored(Status.PENDING, fingerprint=b"f", id=FOLLOWS.id)],
+        SETTLES,
+    ),
+    "single flight: 2 jobs answering": (
+        [RUNNING],
+        [
+            stored(Status.COMPLETED, fingerprint=b"f", single_flight=True),
+            stored(Status.PENDING, fingerprint=b"f", single_flight=True, id=FOLLOWS.id),
+        ],
+        SETTLES,
+    ),
+    "single flight: 2 jobs of one key": (
+        [PENDING],
+        [stored(Status.PENDING, idempotency_key="k"), stored(Status.PENDING, idempotency_key="k", id=FOLLOWS.id)],
+        SETTLES,
+    ),
+}
+
+
+@pytest.mark.parametrize("promise", BROKEN)
+def test_a_promise_that_is_broken_is_noticed_on_the_rows_alone(promise: str) -> None:
+    before, after, reach = BROKEN[promise]
+    promises = at_first(*before)
+    if reach is SETTLES:
+        promises.settled([Settlement(lease=LEASE, event=Event.SUCCEED)], accepted(LEASE))
+    if reach is RESERVES:
+        promises.reserved(reservation(LEASE), UNTIL, START)
+    with pytest.raises(PromiseBroken, match=promise):
+        promises.keep(rows(*after), reach, START)
+
+
+def at_first(*jobs: StoredJob) -> Promises:
+    """Return promises that have seen these rows, of which those that run are held."""
+    promises = Promises()
+    promises.dispatched([NewJob(id=JOB, type="t", payload=b"{}", callbacks=(FOLLOWS,))])
+    for job in jobs:
+        if job.record.status is Status.PROCESSING:
+            promises.reserved(reservation(LEASE), UNTIL, START)
+    promises._rows = rows(*jobs).jobs
+    return promises
+
+
+def rows(*jobs: StoredJob) -> StoredRows:
+    return StoredRows(jobs={job.record.id: job for job in jobs}, letters={})
+
+
+def accepted(*leases: Lease) -> Settled:
+    return Settled(accepted=frozenset(leases), lost=frozenset())
+
+
+def reservation(lease: Lease) -> Reservation:
+    job = ReservedJob(
+        lease=lease, queue_name="q", type="t", payload=b"{}", priority=0, attempt=1, max_attempts=2, created_at=START
+    )
+    return Reservation(jobs=[job], next_due_in=None)
+
+
+def test_a_second_lease_is_noticed_while_the_first_is_valid() -> None:
+    promises = at_first(RUNNING)
+    with pytest.raises(PromiseBroken, match="one holder"):
+        promises.reserved(reservation(evolve(LEASE, token=2)), UNTIL, START)
+    promises.reserved(reservation(evolve(LEASE, token=2)), UNTIL, AFTER)
+
+
+def test_a_lease_that_is_prolonged_for_somebody_else_is_noticed() -> None:
+    stale = evolve(LEASE, nonce=8)
+    with pytest.raises(PromiseBroken, match="fenced"):
+        at_first(RUNNING).extended(
+            Extension(held=frozenset({stale}), lost=frozenset(), cancel_requested=frozenset()), 5.0, START
+        )
+
+
+def test_whoever_decides_on_a_retry_at_the_last_attempt_gives_one_more() -> None:
+    last = stored(Status.PROCESSING, attempts=2)
+    promises = at_first(last)
+    promises.settled([Settlement(lease=LEASE, event=Event.RETRY)], accepted(LEASE))
+    waits = stored(Status.PENDING, token=1, nonce=7, attempts=2)
+    promises.keep(rows(waits), SETTLES, START)
+    promises.reserved(reservation(evolve(LEASE, token=2)), UNTIL, START)
+    promises.keep(rows(stored(Status.PROCESSING, token=2, attempts=3)), RESERVES, START)
