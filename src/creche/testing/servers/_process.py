@@ -191,6 +191,10 @@ class PrivateServer(Databases):
             for process in processes:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGSTOP)
+            # A signal is sent before it has come, and until then the server goes on answering.
+            limit = time.monotonic() + 5
+            while time.monotonic() < limit and not all(map(_stands_still, processes)):
+                time.sleep(0.001)
             yield
         finally:
             for process in processes:
@@ -323,6 +327,17 @@ def _children(pid: int) -> list[int]:
 
 
 def _alive(pid: int) -> bool:
+    return _state(Path(f"/proc/{pid}")) not in "ZX"
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether all threads of a process are stopped, or have ended."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    return False
+        return all(_state(thread) in "TZX" for thread in Path(f"/proc/{pid}/task").iterdir())
+    return True
+
+
+def _state(entry: Path) -> str:
+    with suppress(OSError):
+        return (entry / "stat").read_text().rpartition(")")[2].split()[0]
+    return "X"
