@@ -27,7 +27,7 @@ class Plan:
 
     Attributes:
         jobs: how many are dispatched.
-        rate: so many per second, whatever the servers do.
+        rate: so many per second, unless too many have no answer yet.
         every: so often something happens to a server.
         strikes: so often at least; and as long as there is something to dispatch.
         faults: what happens, in turn.
@@ -43,7 +43,7 @@ class Plan:
     every: float = 6.0
     strikes: int = 3
     faults: Sequence[str] = ("kill",)
-    lease: float = 9.0
+    lease: float = 12.0
     workers: int = 4
     concurrency: int = 6
     dispatchers: int = 2

@@ -23,8 +23,8 @@ from creche.testing.servers import (
 
 DATABASE: Final = "outage"
 
-# A call is given up soon, for a frozen server says nothing; to several hosts each connect is shared out.
-PATIENCE: Final = "call_timeout=3"
+# A call is given up soon, for a frozen server says nothing.
+PATIENCE: Final = "call_timeout=4"
 
 Fault: TypeAlias = Callable[[], str]
 """Does it, heals it, and returns what was done to whom."""

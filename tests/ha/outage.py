@@ -35,6 +35,7 @@ from ha.audit import CHECKS, Plan, Row, Story, audit, counts
 from ha.clusters import Cluster, galera, group, postgresql
 
 ACTIVE: Final = [status for status in Status if status.active]
+OUTSTANDING: Final = 50  # dispatches of one process that have no answer yet
 PATIENCE: Final = 180.0  # seconds that what is left over may take when nothing happens any more
 
 CLUSTERS: Final[Mapping[str, Callable[[], AbstractContextManager[Cluster]]]] = {
@@ -57,6 +58,7 @@ class Cast:
         self._plan = plan
         self._ledger = ledger
         self._task = self.queue.task("work", max_attempts=1_000)(self._handle)
+        self._outstanding = anyio.CapacityLimiter(OUTSTANDING)
         self._running: dict[UUID, str] = {}
         self._succeeded: dict[UUID, str] = {}
 
@@ -98,10 +100,11 @@ class Cast:
                 pass
 
     async def dispatch(self, start: float, first: int) -> None:
-        """Send one's share of the jobs, each at its time, whatever became of those before."""
+        """Send one's share of the jobs, each at its time, or later where too many are unanswered."""
         async with self.queue, anyio.create_task_group() as tasks:
             for number in range(first, self._plan.jobs, self._plan.dispatchers):
                 await anyio.sleep(max(0.0, start + number / self._plan.rate - time.monotonic()))
+                await self._outstanding.acquire_on_behalf_of(number)
                 tasks.start_soon(self._send, number)
 
     async def _send(self, number: int) -> None:
@@ -113,6 +116,7 @@ class Cast:
                 await anyio.sleep(random.uniform(0.1, 0.5))
             else:
                 self._ledger.note("receipt", number=number, job=str(receipt.job_id))
+                self._outstanding.release_on_behalf_of(number)
                 return
 
     async def drain(self) -> None:

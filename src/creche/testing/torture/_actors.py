@@ -157,7 +157,7 @@ class Dispatcher:
             if scope.cancelled_caught:
                 self._ledger.note("unknown", key=ask.key, why="the caller gave up")
             haste, borrowed = None, False
-            await anyio.sleep(self._dice.uniform(0.05, 0.2))
+            await anyio.sleep(self._dice.uniform(0.2, 1.0))
 
     async def _dispatch(self, ask: Ask, connection: Any = None) -> str:
         arguments: dict[str, Any] = {"number": ask.number}

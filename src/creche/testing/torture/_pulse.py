@@ -34,7 +34,7 @@ def _beat(ledger: Ledger) -> None:
         late, starved = now - last - BEAT, waited_now - waited
         if late > LATE or starved > WAITED:
             ledger.note("stood", since=now - min(now - last, max(late if late > LATE else 0.0, starved)))
-        last, waited = time.monotonic(), waited_now
+        last, waited = now, waited_now  # what it took to note this belongs to the next beat
 
 
 def _waited() -> float:
