@@ -12,6 +12,7 @@ nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+DEEP = ["-n", "2", "tests/storage/test_machines.py", "tests/model", "tests/simulation", "tests/fuzz"]
 IN_PROCESSES = ["-n", "3", "--dist", "worksteal"]  # the whole suite waits for most of its time
 
 
@@ -76,9 +77,9 @@ def ha(session: nox.Session) -> None:
 
 @nox.session
 def deep(session: nox.Session) -> None:
-    """What gets better by being tried for hours: the state machines of each storage, and whatever is marked so."""
+    """What gets better by being tried for hours: state machines, model, simulation, edges."""
     session.install(".[all]", "--group", "test")
-    session.run("pytest", "-m", "deep", *session.posargs, env={"CRECHE_HYPOTHESIS_PROFILE": "deep"})
+    session.run("pytest", *(session.posargs or DEEP), env={"CRECHE_HYPOTHESIS_PROFILE": "deep"})
 
 
 @nox.session

@@ -168,7 +168,7 @@ class RecoversBehindTheHoldersBack(MemoryStorage):
         leases = {job_id: (row.token, row.nonce) for job_id, row in self._rows.items()}
         upkeep = await super().maintain(limit, **options)
         for job_id, row in self._rows.items():
-            row.token, row.nonce = leases[job_id]
+            row.token, row.nonce = leases.get(job_id, (row.token, row.nonce))
         return upkeep
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +22,6 @@ from databases import empty_database, empty_schema, in_schema
 from missing import not_tested, unless_missing
 
 collect_ignore = ["ha"]  # whole clusters, for minutes: `nox -s ha`
-if os.environ.get("CRECHE_HYPOTHESIS_PROFILE") != "deep":
-    collect_ignore += [
-        "storage/test_machines.py",
-        "testing/test_store_machine.py",
-    ]  # they are being built: `nox -s deep`
 
 
 @pytest.fixture(params=["asyncio", "trio"])

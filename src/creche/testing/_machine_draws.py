@@ -18,16 +18,17 @@ from uuid import UUID
 
 from attrs import frozen
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle
 
-from creche._job import Event, Failure, JobFilter, Lease, On, Origin, Presence, Retention, Status, WorkerState
+from creche._job import Event, Failure, JobFilter, On, Origin, Presence, Retention, Status, WorkerState
 
 T = TypeVar("T")
 Draft: TypeAlias = dict[str, Any]
 """What is not as usual about a job, an end or a callback."""
 
-JOBS: Final[Bundle[UUID]] = Bundle("jobs")
-LEASES: Final[Bundle[Lease]] = Bundle("leases")
+PLACE: Final = st.integers(0, 15)
+"""Which job, or which lease, counted from the newest. What there is depends on who of several rivals came first, and
+what is drawn must not.
+"""
 
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
@@ -120,8 +121,7 @@ VIEW: Final = st.sampled_from(["jobs", "dead letters", "queues", "workers", "end
 DEED: Final = st.sampled_from(["cancel", "retry", "delete"])
 WATCHER: Final = st.sampled_from([None, *WATCHERS])
 SPAN: Final = st.sampled_from(SPANS)
-JOB_LIST: Final = st.lists(JOBS, min_size=1, max_size=4)
-LEASE_LIST: Final = st.lists(LEASES, min_size=1, max_size=4)
+PLACES: Final = st.lists(PLACE, min_size=1, max_size=4)
 FORGED: Final = often(None, (0, 0), (1, None), (-1, None), (1, 0), times=8)
 """A token that is this much off, and a nonce, None for the true one."""
 
@@ -284,7 +284,7 @@ ENDS: Final[list[Draft]] = [
 ]
 END: Final = st.sampled_from(ENDS)
 FIRST_END: Final = often({"event": Event.SUCCEED}, {"event": Event.FAIL}, {"event": Event.ABORT}, times=3)
-END_LIST: Final = st.lists(st.tuples(LEASES, END), min_size=1, max_size=4)
+END_LIST: Final = st.lists(st.tuples(PLACE, END), min_size=1, max_size=4)
 
 ACTS: Final = st.lists(
     st.sampled_from(

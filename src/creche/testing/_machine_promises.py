@@ -6,7 +6,7 @@ It asks no oracle, so that it finds what storage and oracle would have in common
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import cache
 from itertools import product
@@ -15,9 +15,9 @@ from uuid import UUID
 
 from attrs import frozen
 
-from creche._job import FINISHED, Event, Extension, FollowUp, Lease, NewJob, Reservation, Settled, Settlement, Status
+from creche._job import FINISHED, Event, Extension, Lease, NewJob, Reservation, Settled, Settlement, Status
 from creche._lifecycle import TRANSITIONS, after
-from creche.testing._machine_rows import StoredJob, StoredRows
+from creche.testing._machine_rows import StoredJob, StoredRows, ids_of
 
 NOBODY: Final[frozenset[UUID]] = frozenset()
 UPKEEP: Final = frozenset({Event.RECOVER, Event.BURY, Event.PROMOTE})
@@ -42,13 +42,15 @@ class Reach:
         events: what it may have happen to jobs.
         touches: whose rows it may change; None: anybody's.
         adds: whether there may be new rows: of jobs that were dispatched, and of callbacks.
-        removes: whether finished jobs may go.
+        removes: whether finished jobs may go whose result answers nobody any more.
+        deletes: which finished jobs may go in any case.
     """
 
     events: frozenset[Event] = frozenset()
     touches: Collection[UUID] | None = NOBODY
     adds: bool = False
     removes: bool = False
+    deletes: Collection[UUID] = NOBODY
 
 
 class PromiseBroken(AssertionError):
@@ -69,7 +71,7 @@ class Promises:
     def dispatched(self, jobs: Iterable[NewJob]) -> None:
         """Jobs were sent, and may be there from now on; so may what follows them."""
         for job in jobs:
-            self._dispatched |= {job.id, *_ids(job.callbacks)}
+            self._dispatched |= {job.id, *ids_of(job.callbacks)}
 
     def reserved(self, reservation: Reservation, until: datetime, now: datetime) -> None:
         """Leases were given out. At most one that has not run out exists per job."""
@@ -126,7 +128,7 @@ class Promises:
         fresh = record.result_expires_at is not None and record.result_expires_at > now
         steps = _reachable(reach.events)
         over = not record.status.active or any((record.status, end) in steps for end in FINISHED)
-        if not over or not reach.removes or (fresh and record.id not in (reach.touches or ())):
+        if not over or not (record.id in reach.deletes or (reach.removes and not fresh)):
             raise PromiseBroken(f"nothing lost: it is gone, {job}")
         if record.status is Status.PROCESSING:
             self._let_go(job, reach, now)
@@ -186,8 +188,9 @@ class Promises:
 
 
 def _reborn(job: StoredJob, reach: Reach) -> bool:
-    """Whether a row may be another one than before, of the same id: what is deleted can be dispatched anew."""
-    return reach.adds and reach.removes and job.token == 0 and job.record.attempts == 0
+    """Whether a row may be another one than before, of the same id: what is gone can be dispatched anew."""
+    went = reach.removes or job.record.id in reach.deletes
+    return went and reach.adds and job.token == 0 and job.record.attempts == 0
 
 
 def _alone(jobs: Collection[StoredJob]) -> None:
@@ -211,9 +214,3 @@ def _reachable(events: frozenset[Event]) -> frozenset[tuple[Status, Status]]:
     while more := {(a, d) for (a, b), (c, d) in product(steps, repeat=2) if b is c} - steps:
         steps |= more
     return steps
-
-
-def _ids(callbacks: Iterable[FollowUp]) -> Iterator[UUID]:
-    for each in callbacks:
-        yield each.id
-        yield from _ids(each.then)

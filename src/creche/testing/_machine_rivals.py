@@ -5,7 +5,7 @@ What they may decide among themselves is taken from the storage's answers; all t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from itertools import permutations
 from typing import Any, Final
@@ -13,17 +13,17 @@ from uuid import UUID
 
 from attrs import evolve, frozen
 from hypothesis import strategies as st
-from hypothesis.stateful import MultipleResults, multiple, rule
+from hypothesis.stateful import rule
 
 from creche._job import Event, Extension, Lease, Retention, Settled, Settlement, Upkeep
 from creche._lifecycle import SETTLING
 from creche.abc import Storage
 from creche.testing import _machine_draws as draw
-from creche.testing._machine_draws import JOBS, LEASES, Draft, Limit
+from creche.testing._machine_draws import Draft, Limit
 from creche.testing._machine_oracle import Oracle
 from creche.testing._machine_promises import UPKEEP, Reach
 from creche.testing._machine_rows import StoredRows
-from creche.testing._machine_rules import Rules, any_leases, ids_of
+from creche.testing._machine_rules import Rules
 from creche.testing._machine_session import ALL, Ask, Call, agree, asking, at_once, decided, upkeep
 
 PUTS_OFF: Final = frozenset({Event.RETRY, Event.SNOOZE})
@@ -32,8 +32,8 @@ PUTS_OFF: Final = frozenset({Event.RETRY, Event.SNOOZE})
 class Rivals(Rules):
     """What several callers do at the same moment."""
 
-    @rule(target=JOBS, shared=draw.SHARED, jobs=draw.RIVAL_DRAFTS, after=draw.AFTER)
-    def rivals_dispatch(self, *, shared: Draft, jobs: list[Draft], after: float | Limit) -> MultipleResults[UUID]:
+    @rule(shared=draw.SHARED, jobs=draw.RIVAL_DRAFTS, after=draw.AFTER)
+    def rivals_dispatch(self, *, shared: Draft, jobs: list[Draft], after: float | Limit) -> None:
         """Of any number of callers at once with the same fingerprint or key, exactly one inserts."""
         self.pass_time(after)
         plain = [
@@ -45,7 +45,6 @@ class Rivals(Rules):
         answers = self.run(self._dispatch, calls)
         answered = {answer[0].job_id for answer in answers}
         self.keep("rival dispatches", Reach(touches=answered | cached, adds=True))
-        return multiple(*ids_of(sent))
 
     async def _dispatch(self, calls: Sequence[Ask]) -> list[Any]:
         answers = await at_once(calls, self.storage)
@@ -56,7 +55,6 @@ class Rivals(Rules):
         return answers
 
     @rule(
-        target=LEASES,
         queues=draw.SOME_QUEUES,
         limits=st.lists(draw.LIMITS, min_size=2, max_size=3),
         seconds=draw.SECONDS,
@@ -65,7 +63,7 @@ class Rivals(Rules):
     )
     def rivals_reserve(
         self, *, queues: list[str], limits: list[int], seconds: float, types: list[str] | None, after: float | Limit
-    ) -> MultipleResults[Lease]:
+    ) -> None:
         """Together they get what one would get who asks for all of it, and no two of them the same job."""
         self.pass_time(after)
         options: dict[str, Any] = {"lease": seconds, "types": types, "now": self.now}
@@ -88,7 +86,7 @@ class Rivals(Rules):
         right = {job.id: evolve(job, lease=taken[job.id].lease) if job.id in taken else job for job in expected.jobs}
         agree("what rivals reserved together", right, taken)
         self.keep("rival reserves", Reach(events=frozenset({Event.RESERVE}), touches=taken.keys()))
-        return multiple(*(job.lease for job in taken.values()))
+        self.take_over(taken.values())
 
     @rule(limit=draw.UPKEEP_LIMITS, retention=draw.RETENTION, after=draw.AFTER)
     def rivals_maintain(self, *, limit: int, retention: Retention, after: float | Limit) -> None:
@@ -105,28 +103,28 @@ class Rivals(Rules):
         answers = await at_once(many, self.storage)
         return [await one(self.oracle), *answers, *[await call(self.storage) for call in rest]]
 
-    @any_leases
-    @rule(lease=LEASES, acts=draw.ACTS, after=draw.AFTER)
-    def all_at_once(self, *, lease: Lease, acts: list[str], after: float | Limit) -> None:
+    @rule(place=draw.PLACE, acts=draw.ACTS, after=draw.AFTER)
+    def all_at_once(self, *, place: int, acts: list[str], after: float | Limit) -> None:
         """Whatever is done to one job at once: what comes of it is what comes of some order."""
         self.pass_time(after)
+        lease = self.lease(place)
         deeds = [self.deed(lease, act) for act in acts]
         answers = self.run(at_once, [deed.call for deed in deeds], self.storage)
-        order = self.run(self._order, deeds, answers, self.found())
+        seen = self.seen()
+        order = self.run(self._order, deeds, answers, seen)
         if order is None:
-            raise AssertionError(f"no order of {acts} explains {answers}, nor what was kept before: {self.promises}")
-        for place in order:
-            self.report(deeds[place], answers[place])
-        events = frozenset({*SETTLING, *UPKEEP, Event.CANCEL, Event.REVIVE})
-        self.keep(" and ".join(acts), Reach(events=events, touches=None, adds=True, removes=True))
+            raise AssertionError(f"no order of {acts} explains {answers}, and what is kept now: {seen}")
+        for turn in order:
+            self.report(deeds[turn], answers[turn])
+        self.keep(" and ".join(acts), reach_of(acts, lease.job_id))
 
-    async def _order(self, deeds: Sequence[Deed], answers: Sequence[Any], found: StoredRows) -> Sequence[int] | None:
+    async def _order(self, deeds: Sequence[Deed], answers: Sequence[Any], seen: StoredRows) -> Sequence[int] | None:
         """Look for an order that explains what was answered and is kept; let the oracle go the same way."""
         for order in orders(deeds):
             oracle = self.oracle.copy()
             expected = {place: await call(oracle) for place, call in order}
             same = all(deeds[place].same(expected[place], answers[place]) for place in expected)
-            if same and self.expected(oracle) == found:
+            if same and self.expected(oracle) == self.completed(seen, oracle):
                 for _, call in order:
                     await call(self.oracle)
                 return list(expected)
@@ -193,6 +191,17 @@ class Deed:
         assert isinstance(oracle, Oracle)
         with oracle.without(self.skips):
             return await self.call(oracle)
+
+
+def reach_of(acts: Collection[str], job_id: UUID) -> Reach:
+    """Return how far things reach that are done to one job at once: upkeep to all, a dispatch to whoever answers."""
+    return Reach(
+        events=frozenset({*SETTLING, *UPKEEP, Event.CANCEL, Event.REVIVE}),
+        touches=None if {"recover", "join"} & {*acts} else {job_id},
+        adds=True,
+        removes="recover" in acts,
+        deletes={job_id} if "delete" in acts else set(),
+    )
 
 
 def orders(deeds: Sequence[Deed]) -> Iterator[list[tuple[int, Call]]]:

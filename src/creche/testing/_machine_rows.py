@@ -20,6 +20,13 @@ def by_id(callbacks: Iterable[FollowUp]) -> tuple[FollowUp, ...]:
     return tuple(evolve(each, then=by_id(each.then)) if each.then else each for each in ordered)
 
 
+def ids_of(callbacks: Iterable[FollowUp]) -> Iterator[UUID]:
+    """Return the ids of callbacks, and of theirs."""
+    for each in callbacks:
+        yield each.id
+        yield from ids_of(each.then)
+
+
 @frozen(kw_only=True)
 class StoredJob:
     """A job's row as it stands in a database: what `Storage.list` shows of it, and what only the contract looks at.

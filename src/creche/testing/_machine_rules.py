@@ -8,11 +8,10 @@ from typing import Any
 from uuid import UUID
 
 from attrs import evolve
-from hypothesis.stateful import MultipleResults, initialize, multiple, precondition, rule
+from hypothesis.stateful import initialize, rule
 
 from creche._job import (
     Event,
-    FollowUp,
     JobFilter,
     Lease,
     NewJob,
@@ -25,21 +24,9 @@ from creche._job import (
 from creche._lifecycle import SETTLING
 from creche.abc import Storage
 from creche.testing import _machine_draws as draw
-from creche.testing._machine_draws import JOBS, LEASES, START, Draft, Limit, Lost
+from creche.testing._machine_draws import START, Draft, Limit, Lost
 from creche.testing._machine_promises import UPKEEP, Reach
 from creche.testing._machine_session import ALL, Call, Session, asking, settle_in_one, upkeep
-
-
-def _has_jobs(machine: Session) -> bool:
-    return bool(machine.bundle(JOBS.name))
-
-
-def _has_leases(machine: Session) -> bool:
-    return bool(machine.bundle(LEASES.name))
-
-
-any_jobs = precondition(_has_jobs)
-any_leases = precondition(_has_leases)
 
 
 class Rules(Session):
@@ -47,39 +34,33 @@ class Rules(Session):
 
     # --- how a program begins: with something that waits, something that runs, and something that is over ------
 
-    @initialize(target=JOBS, jobs=draw.FIRST_DRAFTS)
-    def some_wait(self, *, jobs: list[Draft]) -> MultipleResults[UUID]:
-        batch = self.new_jobs(jobs)
-        self.insert(batch)
-        return multiple(*ids_of(batch))
-
-    @initialize(target=LEASES, jobs=draw.FIRST_DRAFTS, seconds=draw.SECONDS)
-    def some_run(self, *, jobs: list[Draft], seconds: float) -> MultipleResults[Lease]:
+    @initialize(jobs=draw.FIRST_DRAFTS)
+    def some_wait(self, *, jobs: list[Draft]) -> None:
         self.insert(self.new_jobs(jobs))
-        return self.take(list(draw.QUEUES), ALL, seconds, draw.WORKERS[0])
 
-    @initialize(target=JOBS, jobs=draw.OVER_DRAFTS, end=draw.FIRST_END)
-    def some_are_over(self, *, jobs: list[Draft], end: Draft) -> MultipleResults[UUID]:
-        batch = self.new_jobs(jobs)
-        self.insert(batch)
+    @initialize(jobs=draw.FIRST_DRAFTS, seconds=draw.SECONDS)
+    def some_run(self, *, jobs: list[Draft], seconds: float) -> None:
+        self.insert(self.new_jobs(jobs))
+        self.take(list(draw.QUEUES), ALL, seconds, draw.WORKERS[0])
+
+    @initialize(jobs=draw.OVER_DRAFTS, end=draw.FIRST_END)
+    def some_are_over(self, *, jobs: list[Draft], end: Draft) -> None:
+        self.insert(self.new_jobs(jobs))
         leases = self.take(list(draw.QUEUES), ALL, 30.0, draw.WORKERS[0])
         self.end([self.settlement(lease, end) for lease in leases])
-        return multiple(*ids_of(batch))
 
     # --- dispatch -----------------------------------------------------------------------------------
 
-    @rule(target=JOBS, jobs=draw.JOB_DRAFTS, after=draw.AFTER, lost=draw.LOST)
-    def dispatch(self, *, jobs: list[Draft], after: float | Limit, lost: Lost) -> MultipleResults[UUID]:
+    @rule(jobs=draw.JOB_DRAFTS, after=draw.AFTER, lost=draw.LOST)
+    def dispatch(self, *, jobs: list[Draft], after: float | Limit, lost: Lost) -> None:
         self.pass_time(after)
-        batch = self.new_jobs(jobs)
-        self.insert(batch, lost=lost)
-        return multiple(*ids_of(batch))
+        self.insert(self.new_jobs(jobs), lost=lost)
 
-    @any_jobs
-    @rule(jobs=draw.JOB_LIST, after=draw.AFTER, lost=draw.LOST)
-    def dispatch_again(self, *, jobs: list[UUID], after: float | Limit, lost: Lost) -> None:
+    @rule(places=draw.PLACES, after=draw.AFTER, lost=draw.LOST)
+    def dispatch_again(self, *, places: list[int], after: float | Limit, lost: Lost) -> None:
         self.pass_time(after)
-        self.insert([self.sent[job_id] for job_id in dict.fromkeys(jobs) if job_id in self.sent], lost=lost)
+        jobs = dict.fromkeys(self.jobs(places))
+        self.insert([self.sent[job_id] for job_id in jobs if job_id in self.sent], lost=lost)
 
     def insert(self, jobs: Sequence[NewJob], *, lost: Lost = Lost.NOTHING) -> None:
         cached = self.cached(jobs)
@@ -98,7 +79,6 @@ class Rules(Session):
     # --- leases -------------------------------------------------------------------------------------
 
     @rule(
-        target=LEASES,
         queues=draw.SOME_QUEUES,
         limit=draw.LIMITS,
         seconds=draw.SECONDS,
@@ -117,9 +97,9 @@ class Rules(Session):
         types: list[str] | None,
         after: float | Limit,
         lost: Lost,
-    ) -> MultipleResults[Lease]:
+    ) -> None:
         self.pass_time(after)
-        return self.take(queues, limit, seconds, worker, types=types, lost=lost)
+        self.take(queues, limit, seconds, worker, types=types, lost=lost)
 
     def take(
         self,
@@ -130,7 +110,7 @@ class Rules(Session):
         *,
         types: list[str] | None = None,
         lost: Lost = Lost.NOTHING,
-    ) -> MultipleResults[Lease]:
+    ) -> list[Lease]:
         options = {"lease": seconds, "worker": worker, "nonce": self.new_nonce(), "types": types, "now": self.now}
         call = asking("reserve", queues, limit, **options)
         answers = self.ask(call, lost=lost, repeats=False)
@@ -139,11 +119,11 @@ class Rules(Session):
             self.promises.reserved(answer, self.moment(seconds), self.now)
         taken = {job.id for answer in answers for job in answer.jobs}
         self.keep("reserve", Reach(events=frozenset({Event.RESERVE}), touches=taken))
-        return multiple(*(job.lease for job in answers[-1].jobs))
+        self.take_over(answers[-1].jobs)
+        return [job.lease for job in answers[-1].jobs]
 
-    @any_leases
     @rule(
-        leases=draw.LEASE_LIST,
+        places=draw.PLACES,
         seconds=draw.SPAN,
         progress=draw.PROGRESS,
         forged=draw.FORGED,
@@ -153,7 +133,7 @@ class Rules(Session):
     def extend(
         self,
         *,
-        leases: list[Lease],
+        places: list[int],
         seconds: float,
         progress: tuple[float, str] | None,
         forged: tuple[int, int | None] | None,
@@ -161,28 +141,27 @@ class Rules(Session):
         lost: Lost,
     ) -> None:
         self.pass_time(after)
-        batch = with_a_forged_one(leases, forged)
+        batch = with_a_forged_one([self.lease(place) for place in places], forged)
         said = progress and {lease: Progress(fraction=progress[0], message=progress[1]) for lease in batch[::2]}
         answers = self.ask(asking("extend", batch, seconds, progress=said, now=self.now), lost=lost)
         for answer in answers:
             self.promises.extended(answer, seconds, self.now)
         self.keep("extend", Reach(touches={lease.job_id for answer in answers for lease in answer.held}))
 
-    @any_leases
     @rule(ends=draw.END_LIST, forged=draw.FORGED, after=draw.AFTER, lost=draw.LOST)
     def settle(
         self,
         *,
-        ends: list[tuple[Lease, Draft]],
+        ends: list[tuple[int, Draft]],
         forged: tuple[int, int | None] | None,
         after: float | Limit,
         lost: Lost,
     ) -> None:
         self.pass_time(after)
-        by_lease = dict(reversed(ends))
+        by_lease = {self.lease(place): end for place, end in reversed(ends)}
         batch = [
             self.settlement(lease, by_lease.get(lease, ends[0][1]))
-            for lease in with_a_forged_one([lease for lease, _ in ends], forged)
+            for lease in with_a_forged_one([self.lease(place) for place, _ in ends], forged)
         ]
         self.end(batch, lost=lost)
 
@@ -193,10 +172,10 @@ class Rules(Session):
         accepted = {lease.job_id for answer in answers for lease in answer.accepted}
         self.keep("settle", Reach(events=SETTLING, touches=accepted, adds=True))
 
-    @any_leases
-    @rule(lease=LEASES, end=draw.END, after=draw.AFTER, lost=draw.LOST_IN_TRANSACTION)
-    def settle_in_a_transaction(self, *, lease: Lease, end: Draft, after: float | Limit, lost: Lost) -> None:
+    @rule(place=draw.PLACE, end=draw.END, after=draw.AFTER, lost=draw.LOST_IN_TRANSACTION)
+    def settle_in_a_transaction(self, *, place: int, end: Draft, after: float | Limit, lost: Lost) -> None:
         self.pass_time(after)
+        lease = self.lease(place)
         settlement = self.settlement(lease, end)
         answers = self.ask(partial(settle_in_one, settlement, self.now, lost), lost=lost)
         touches = {lease.job_id} if [True] in answers else set[UUID]()
@@ -220,11 +199,11 @@ class Rules(Session):
 
     # --- people -------------------------------------------------------------------------------------
 
-    @any_jobs
-    @rule(deed=draw.DEED, jobs=draw.JOB_LIST, after=draw.AFTER, lost=draw.LOST)
-    def by_hand(self, *, deed: str, jobs: list[UUID], after: float | Limit, lost: Lost) -> None:
+    @rule(deed=draw.DEED, places=draw.PLACES, after=draw.AFTER, lost=draw.LOST)
+    def by_hand(self, *, deed: str, places: list[int], after: float | Limit, lost: Lost) -> None:
         """What people do to jobs."""
         self.pass_time(after)
+        jobs = self.jobs(places)
         if deed == "delete":
             self.ask(asking(deed, jobs))  # sent again it finds nothing, and says so
         else:
@@ -232,12 +211,13 @@ class Rules(Session):
             known = all(self.oracle.has(job_id) or job_id in self.sent for job_id in jobs)
             self.ask(asking(deed, jobs, now=self.now), lost=lost, repeats=known)
         events = {"cancel": {Event.CANCEL}, "retry": {Event.REVIVE}, "delete": set[Event]()}[deed]
-        self.keep(deed, Reach(events=frozenset(events), touches=jobs, adds=deed == "cancel", removes=deed == "delete"))
+        gone = jobs if deed == "delete" else ()
+        self.keep(deed, Reach(events=frozenset(events), touches=jobs, adds=deed == "cancel", deletes=gone))
 
-    @any_jobs
-    @rule(at=draw.VIEW, where=draw.FILTERS, jobs=draw.JOB_LIST, watcher=draw.WATCHER, after=draw.AFTER)
-    def look(self, *, at: str, where: JobFilter, jobs: list[UUID], watcher: str | None, after: float | Limit) -> None:
+    @rule(at=draw.VIEW, where=draw.FILTERS, places=draw.PLACES, watcher=draw.WATCHER, after=draw.AFTER)
+    def look(self, *, at: str, where: JobFilter, places: list[int], watcher: str | None, after: float | Limit) -> None:
         self.pass_time(after)
+        jobs = self.jobs(places)
         views: dict[str, list[Call]] = {
             "jobs": [asking("list", where, 3, before=jobs[0]), asking("list", where, ALL), asking("find", jobs)],
             "dead letters": [asking("dead_letters", ALL), asking("dead_letters", 2, before=jobs[0])],
@@ -267,15 +247,6 @@ class Rules(Session):
         self.ask(asking("stats", now=self.now))
         self.ask(partial(_workers, self.now))
         self.keep(order[0], Reach())
-
-
-def ids_of(jobs: Sequence[NewJob]) -> list[UUID]:
-    """Return the ids of jobs, and of what is to follow them."""
-    return list(dict.fromkeys(each for job in jobs for each in [job.id, *_ids_of(job.callbacks)]))
-
-
-def _ids_of(callbacks: Sequence[FollowUp]) -> list[UUID]:
-    return [job_id for each in callbacks for job_id in [each.id, *_ids_of(each.then)]]
 
 
 def with_a_forged_one(leases: Sequence[Lease], forged: tuple[int, int | None] | None) -> list[Lease]:

@@ -5,7 +5,7 @@ It draws nothing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from inspect import isawaitable
@@ -17,13 +17,13 @@ from anyio.from_thread import start_blocking_portal
 from attrs import evolve, frozen
 from hypothesis.stateful import RuleBasedStateMachine
 
-from creche._job import FollowUp, JobFilter, NewJob, Reservation, Retention, Settlement, Upkeep
+from creche._job import FollowUp, JobFilter, Lease, NewJob, Reservation, ReservedJob, Retention, Settlement, Upkeep
 from creche.abc import Storage
 from creche.errors import SchemaOutdated, StorageUnavailable
 from creche.testing._machine_draws import MICROSECOND, START, Draft, Limit, Lost, bits
 from creche.testing._machine_oracle import Oracle
 from creche.testing._machine_promises import Promises, Reach
-from creche.testing._machine_rows import StoredJob, StoredRows, differences
+from creche.testing._machine_rows import StoredJob, StoredRows, differences, ids_of
 
 Call: TypeAlias = Callable[[Storage], Awaitable[Any]]
 T = TypeVar("T")
@@ -31,6 +31,8 @@ Heed: TypeAlias = Callable[[str], None]
 
 ALL: Final = 10_000
 DECIDED: Final = ("recovered", "buried", "promoted", "pruned")
+UNKNOWN: Final = UUID(int=1)
+NOBODYS: Final = Lease(job_id=UNKNOWN, token=1, nonce=0)
 LONGEST_STEP: Final = timedelta(hours=1)
 
 
@@ -55,6 +57,8 @@ class Session(RuleBasedStateMachine):
         self.oracle = Oracle()
         self.sent: dict[UUID, NewJob] = {}
         self.followed: list[FollowUp] = []
+        self._jobs: list[UUID] = []
+        self._leases: list[Lease] = []
         self.promises = Promises()
         self._drawn = 0
         storage = self.subject.open_storage()
@@ -82,6 +86,24 @@ class Session(RuleBasedStateMachine):
                 yield storage, _heed_nothing
             else:
                 yield storage, await stack.enter_async_context(self.subject.also(self.oracle, storage))
+
+    # --- what there was so far ----------------------------------------------------------------------
+
+    def take_over(self, jobs: Iterable[ReservedJob]) -> None:
+        """Remember leases that were given out, in an order that rivals don't decide."""
+        self._leases += sorted((job.lease for job in jobs), key=lambda lease: lease.job_id)
+
+    def job(self, place: int) -> UUID:
+        """Return a job, counted from the newest; one that nobody knows, if there was none."""
+        return self._jobs[-1 - place % len(self._jobs)] if self._jobs else UNKNOWN
+
+    def jobs(self, places: Iterable[int]) -> list[UUID]:
+        """Return jobs; the same may come twice."""
+        return [self.job(place) for place in places]
+
+    def lease(self, place: int) -> Lease:
+        """Return a lease, counted from the newest; one that nobody ever had, if there was none."""
+        return self._leases[-1 - place % len(self._leases)] if self._leases else NOBODYS
 
     # --- time, and names ----------------------------------------------------------------------------
 
@@ -124,6 +146,7 @@ class Session(RuleBasedStateMachine):
             options["available_at"] = self.moment(seconds)
         job = NewJob(**options)
         self.sent[job.id] = job
+        self._jobs += [job.id, *ids_of(job.callbacks)]
         self.promises.dispatched([job])
         return job
 
@@ -156,7 +179,7 @@ class Session(RuleBasedStateMachine):
 
     def keep(self, doing: str, reach: Reach) -> None:
         """Look at what is kept now: is it what was promised, and is it what the oracle keeps?"""
-        expected, found = self.expected(), self.found()
+        expected, found = self.expected(), self.completed(self.seen(), self.oracle)
         self.promises.keep(found, reach, self.now)
         agree(f"after {doing}, what is kept", expected, found)
         self._heed(doing)
@@ -165,23 +188,27 @@ class Session(RuleBasedStateMachine):
         """Return what is to be kept."""
         return self._read((oracle or self.oracle).rows())
 
-    def found(self) -> StoredRows:
-        """Return what is kept: as the database says, if somebody can ask it, else as the storage says itself."""
+    def seen(self) -> StoredRows:
+        """Return what is kept: as the database says, if somebody can ask it, else what the storage shows of it."""
         if self.subject.rows is not None:
             return self._read(self.subject.rows())
         return self._read(self._portal.call(self._listed))
+
+    def completed(self, seen: StoredRows, oracle: Oracle) -> StoredRows:
+        """Return what was seen; what no storage shows is taken to be as the oracle has it."""
+        if self.subject.rows is not None:
+            return seen
+        hidden = self.expected(oracle).jobs
+        shown = {job_id: job.record for job_id, job in seen.jobs.items()}
+        jobs = {each: evolve(hidden.get(each, seen.jobs[each]), record=record) for each, record in shown.items()}
+        return evolve(seen, jobs=jobs)
 
     def _read(self, rows: StoredRows) -> StoredRows:
         return evolve(rows, jobs={job_id: job.at(self.now) for job_id, job in rows.jobs.items()})
 
     async def _listed(self) -> StoredRows:
-        """What can't be seen this way is taken to be as the oracle has it."""
-        hidden = self.oracle.rows().jobs
         return StoredRows(
-            jobs={
-                record.id: evolve(hidden[record.id], record=record) if record.id in hidden else StoredJob(record=record)
-                for record in await self.storage.list(JobFilter(), ALL)
-            },
+            jobs={record.id: StoredJob(record=record) for record in await self.storage.list(JobFilter(), ALL)},
             letters={letter.job_id: letter for letter in await self.storage.dead_letters(ALL)},
         )
 

@@ -160,20 +160,23 @@ class Conductor:
         only = self._plan.only
         deck = _deck(kinds(stage.ground, only), stage.dice, in_order=bool(only))
         self._ledger.note("curtain", until=self._until)
+        kind = next(deck)
         last, number = began + _PROLOGUE - self._plan.every, 0
         while (now := time.monotonic()) < self._until or self._going:
             self._fill_up()
             self._go_on(now)
-            if now < self._until and self._may_break(now, last, halfway=now > began + self._plan.seconds / 2):
+            if now < self._until and self._may_break(kind, now, last, halfway=now > began + self._plan.seconds / 2):
                 last, number = now, number + 1
-                self._break(next(deck), number, stage)
+                self._break(kind, number, stage)
+                kind = next(deck)
             time.sleep(_TICK)
         self._ledger.note("calm")
 
-    def _may_break(self, now: float, last: float, *, halfway: bool) -> bool:
-        """One at a time in the first half, with time to recover; in the second, pairs."""
+    def _may_break(self, kind: Kind, now: float, last: float, *, halfway: bool) -> bool:
+        """One at a time in the first half, with time to recover; in the second, pairs, but not of one place."""
         if halfway:
-            return len(self._going) < 2 and now > last + self._plan.every / 2
+            taken = {broken.kind.place for broken in self._going}
+            return len(taken) < 2 and kind.place not in taken and now > last + self._plan.every / 2
         return not self._going and now > max(last + self._plan.every, self._mended + self._plan.every / 2)
 
     def _break(self, kind: Kind, number: int, stage: Stage) -> None:

@@ -32,11 +32,13 @@ class Kind:
 
     Attributes:
         name: for people.
+        place: what it breaks. Two of one place do not go on at once: a server that is down can't be frozen.
         act: does it.
         possible: whether it can be done on this ground.
     """
 
     name: str
+    place: str
     act: Act
     possible: Callable[[Ground], bool]
 
@@ -59,9 +61,11 @@ def _over_a_wire(ground: Ground) -> bool:
     return ground.server is not None
 
 
-def _fault(name: str, possible: Callable[[Ground], bool] = _anywhere) -> Callable[[Act], Act]:
+def _fault(
+    name: str, possible: Callable[[Ground], bool] = _anywhere, *, place: str | None = None
+) -> Callable[[Act], Act]:
     def note(act: Act) -> Act:
-        KINDS[name] = Kind(name=name, act=act, possible=possible)
+        KINDS[name] = Kind(name=name, place=place or name, act=act, possible=possible)
         return act
 
     return note
@@ -149,7 +153,7 @@ def _stopped(name: str, stop: Callable[[PrivateServer], None], possible: Callabl
         finally:
             server.start()
 
-    _fault(name, possible)(act)
+    _fault(name, possible, place="the server")(act)
 
 
 def _is_postgresql(ground: Ground) -> bool:
@@ -161,7 +165,7 @@ _stopped("the server is stopped in order", lambda server: server.stop(signal.SIG
 _stopped("the server is stopped at once", PrivateServer.stop, _over_a_wire)
 
 
-@_fault("the server is frozen", _over_a_wire)
+@_fault("the server is frozen", _over_a_wire, place="the server")
 def _freeze_server(stage: Stage) -> Fault:
     server = stage.ground.server
     assert server is not None
