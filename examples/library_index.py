@@ -44,7 +44,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from creche import CrecheError, Discard, JobCancelled, JobFailed, Queue, QueueNotOpen, Receipt, Status, Tasks, Worker
+from creche import CrecheError, Discard, JobCancelled, JobFailed, Queue, Receipt, Status, Tasks, Worker
 from creche.events import JobAcked, JobSucceeded
 from creche.storage import mask
 
@@ -614,7 +614,7 @@ def run_parent(queue: Queue, settings: Settings, sources: Sequence[str]) -> int:
     run, code = Run(), 0
     try:
         run = anyio.run(index, queue, settings, sources, screen, backend=settings.backend)
-    except* (KeyboardInterrupt, QueueNotOpen):  # where Ctrl-C strikes the queue's own task, who waits is told so
+    except* KeyboardInterrupt:
         screen.say("interrupted. What is done is kept: run it again and it goes on from here", "yellow")
         code = 130
     except* WorkersFail as failure:

@@ -124,8 +124,9 @@ class Queue:
         try:
             async with AsyncExitStack() as stack:
                 await stack.enter_async_context(self._storage)
-                services = await stack.enter_async_context(background())
                 self._waiters = _waiting.Waiters(self._storage)
+                stack.callback(self._waiters.close)
+                services = await stack.enter_async_context(background())
                 services.start_soon(self._waiters.run, name="receipts")
                 self._stack = stack.pop_all()
         except BaseException:

@@ -81,14 +81,17 @@ class Waiters:
 
     async def run(self) -> None:
         """Look, while anybody waits, until cancelled."""
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._listen, name="receipts' listener")
-                await self._look_and_look()
-        finally:
-            for job_id, waiters in list(self._waiters.items()):
-                for waiter in list(waiters):  # to each an error of its own: a traceback grows wherever it is raised
-                    self._answer(job_id, {waiter}, QueueNotOpen())
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._listen, name="receipts' listener")
+            await self._look_and_look()
+
+    def close(self) -> None:
+        """Let those go who wait still, when the queue is closed. Not before: where an interruption strikes the task
+        that looks, those who wait inside of the queue's block are cancelled by it, and have nothing to add.
+        """
+        for job_id, waiters in list(self._waiters.items()):
+            for waiter in list(waiters):  # to each an error of its own: a traceback grows wherever it is raised
+                self._answer(job_id, {waiter}, QueueNotOpen())
 
     # --- looking ------------------------------------------------------------------------------------
 

@@ -14,10 +14,23 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from creche import Job, JobCancelled, JobFailed, Queue, QueueNotOpen, Status, WaitTimeout, Worker, events
+from creche import (
+    CrecheError,
+    Job,
+    JobCancelled,
+    JobFailed,
+    Queue,
+    QueueNotOpen,
+    Receipt,
+    Status,
+    WaitTimeout,
+    Worker,
+    events,
+)
 from creche._job import Settlement
 from creche.abc import Listener
 from creche.errors import OptionInvalid, StatementRejected, StorageUnavailable
+from creche.storage.memory import MemoryStorage
 from engine_kit import Faulty, until, virtual_time
 
 pytestmark = pytest.mark.anyio
@@ -315,6 +328,38 @@ async def test_a_wait_ends_when_its_queue_is_closed(storage: Faulty) -> None:
         waiters.start_soon(wait)
         await anyio.sleep(0.05)
     assert len(set(map(id, ended))) == 2  # to each its own: its traceback grows where it is raised
+
+
+def test_an_interruption_of_the_queues_own_task_leaves_it_alone() -> None:
+    """On trio Ctrl-C strikes whichever task runs just then."""
+
+    class Interrupted(MemoryStorage):
+        async def watch(self, *jobs: Any, **options: Any) -> NoReturn:
+            await anyio.wait_all_tasks_blocked()
+            raise KeyboardInterrupt
+
+    told: list[CrecheError] = []
+
+    async def wait(receipt: Receipt[Any]) -> None:
+        try:
+            await receipt.wait(60)
+        except CrecheError as error:
+            told.append(error)
+            raise
+
+    async def wait_for_some() -> None:
+        queue = Queue(Interrupted())
+        queue.foreign("never")
+        async with queue, anyio.create_task_group() as waiters:
+            for receipt in [await queue.dispatch("never") for _ in range(3)]:
+                waiters.start_soon(wait, receipt)
+
+    with pytest.raises(BaseExceptionGroup) as left:
+        anyio.run(wait_for_some, backend="trio")
+    interruption, others = left.value.split(KeyboardInterrupt)
+    assert interruption
+    assert others is None
+    assert not told  # they were cancelled by it
 
 
 async def test_waiting_for_no_time_looks_once(queue: Queue) -> None:
