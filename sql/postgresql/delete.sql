@@ -14,9 +14,6 @@ WITH asked AS MATERIALIZED (
 ), deleted AS (
     DELETE FROM creche_jobs
      WHERE id = ANY (ARRAY (SELECT over.id FROM over))
-), unburied AS (
-    DELETE FROM creche_dead_letters
-     WHERE job_id = ANY (ARRAY (SELECT over.id FROM over))
 ), unwatched AS (
     DELETE FROM creche_watches
      WHERE job_id = ANY (ARRAY (SELECT over.id FROM over))

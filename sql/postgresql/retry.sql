@@ -33,9 +33,6 @@ WITH asked AS MATERIALIZED (
            completed_at = NULL
      WHERE j.id = ANY (ARRAY (SELECT willing.id FROM willing))
     RETURNING j.id, j.status, j.queue_name
-), unburied AS (
-    DELETE FROM creche_dead_letters
-     WHERE job_id = ANY (ARRAY (SELECT willing.id FROM willing))
 )
 SELECT asked.id, coalesce(revived.status, asked.status), revived.queue_name AS woken
   FROM asked

@@ -229,7 +229,8 @@ class Storage(Protocol):
             connection: a handle of the caller's on the same database, in a transaction of its own (also that of a
                 `Transaction`): all this is then done through it, and is committed or rolled back by the caller.
                 Nothing is committed here, and nothing is tried again: what its driver raises goes to the caller as it
-                is. Which handles it takes, an adapter says; OptionInvalid for any other.
+                is, and how long it may take is the caller's to say. Which handles it takes, an adapter says;
+                OptionInvalid for any other.
         """
         ...
 

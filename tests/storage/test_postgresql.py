@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 
 from creche._ids import new_job_id, new_nonce
-from creche._job import Event, JobFilter, NewJob, Retention, Settlement
+from creche._job import Event, JobFilter, NewJob, Retention, Settlement, Status
 from creche.abc import Storage
 from creche.errors import (
     ConfigurationError,
@@ -186,6 +186,27 @@ async def test_the_loser_inserts_when_the_winner_rolls_back(dsn: str, storage: P
         assert not answers  # it waits for the winner, whatever that will do
         raw.execute("ROLLBACK")
     assert [(answer.job_id, answer.inserted) for answer in answers] == [(loser.id, True)]
+
+
+@pytest.mark.parametrize("deed", ["retry", "delete"])
+async def test_what_waits_for_a_failure_to_be_committed_leaves_no_dead_letter(
+    storage: PostgreSQLStorage, raw: Raw, deed: str
+) -> None:
+    (job,) = jobs(1)
+    stood: dict[UUID, Status] = {}
+
+    async def do() -> None:
+        stood.update(await getattr(storage, deed)([job.id]))
+
+    async with storage:
+        await storage.insert([job])
+        taken = await storage.reserve(["default"], 1, lease=60, worker="w", nonce=new_nonce())
+        async with anyio.create_task_group() as waiting, storage.transaction() as transaction:
+            assert await transaction.settle(Settlement(lease=taken.jobs[0].lease, event=Event.FAIL))
+            waiting.start_soon(do)
+            await until(raw, "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+        assert stood == {job.id: Status.PENDING if deed == "retry" else Status.FAILED}
+        assert await storage.dead_letters(10) == []
 
 
 # --- opening ----------------------------------------------------------------------------------------

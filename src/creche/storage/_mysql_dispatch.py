@@ -197,7 +197,7 @@ class _Standing:
     status: Status
     fingerprint: bytes | None
     result: bytes | None
-    new: bool = False  # this dispatch has written it, callbacks and all
+    recorded: frozenset[UUID] = frozenset()  # callbacks that this dispatch has written with it
 
 
 @define
@@ -325,9 +325,10 @@ class _Dispatch:
                 taken = row[1] == rows.BY_FINGERPRINT and (job.queue_name, job.idempotency_key) in unused
                 self._entangled |= taken and row[7] is not None
                 if not taken and self._answers_for(job, place, row):
-                    _, claim, job_id, status, fingerprint, result, soon, _ = row
-                    new = claim == rows.BY_ID and job_id not in self._sent_before
-                    self._answers[place] = _Standing(job_id, claim, Status(status), fingerprint, result, new)
+                    _, claim, job_id, status, fingerprint, result, soon, _, ids = row
+                    # Of a row that was here before nothing is known until it is locked.
+                    recorded = frozenset(() if job_id in self._sent_before else map(UUID, _strings(ids)))
+                    self._answers[place] = _Standing(job_id, claim, Status(status), fingerprint, result, recorded)
                     # One that was sent before is woken for again: the first answer may have been lost, and its wake.
                     if soon:
                         self._woken.add(job.queue_name)
@@ -357,8 +358,7 @@ class _Dispatch:
         wanted: dict[bytes, list[NewJob]] = {}
         for job in self.asked:
             standing = self._answers[self._places[job.id]]
-            recorded = standing.new and self.jobs[self._places[job.id]].callbacks == job.callbacks
-            if job.callbacks and not recorded:
+            if not standing.recorded.issuperset(each.id for each in job.callbacks):
                 wanted.setdefault(standing.job_id, []).append(job)
         if not wanted:
             return []

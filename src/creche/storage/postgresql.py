@@ -52,7 +52,7 @@ from creche.storage import mask
 from creche.storage._calls import Calls
 from creche.storage._hosts import ALLOWANCE
 from creche.storage._pool import TransientConflict
-from creche.storage._postgresql_calls import Link, OwnRunner, Row, bare, rows, split_options, together
+from creche.storage._postgresql_calls import Link, OwnRunner, Row, bare, rows, split_options
 from creche.storage._postgresql_dispatch import Dispatched, dispatch, dispatch_within
 from creche.storage._postgresql_doctor import Doctor
 from creche.storage._postgresql_handles import HandleRunner, json_texts, through
@@ -77,6 +77,8 @@ NOTIFY_PAUSE: Final = 0.005
 WATCH_AGAIN: Final = WATCH_LIMIT / 4
 
 _NO_ROWS: Final[Sequence[Row]] = ()
+_REVIVE: Final = ("expire_rivals", "retry", "unbury")
+_DELETE: Final = ("delete", "unbury")
 
 T = TypeVar("T")
 
@@ -347,8 +349,7 @@ class PostgreSQLStorage:
 
         async def work(connection: Link) -> Sequence[Row]:
             try:
-                statements = [(self._sql[name], parameters) for name in ("expire_rivals", "retry")]
-                return (await together(connection, statements))[-1]
+                return (await OwnRunner(connection, self._sql).together(_REVIVE, parameters))[1]
             except UniqueViolation as error:
                 raise TransientConflict("a dispatch took a fingerprint just then") from error
 
@@ -358,7 +359,12 @@ class PostgreSQLStorage:
 
     async def delete(self, job_ids: Collection[UUID]) -> Mapping[UUID, Status]:
         """See `Storage.delete`."""
-        answer = await self._rows(job_ids, "delete", {"ids": list(job_ids)})
+        parameters = {"ids": list(job_ids)}
+
+        async def work(connection: Link) -> Sequence[Row]:
+            return (await OwnRunner(connection, self._sql).together(_DELETE, parameters))[0]
+
+        answer = await self._run(job_ids, work, _NO_ROWS)
         self._wake({queue for _, _, queue in answer if queue is not None})
         return {job_id: Status(status) for job_id, status, _ in answer}
 

@@ -404,6 +404,16 @@ class JoinAtOnceConformance(Suite):
                     group.start_soon(partial(storage.insert, batch, now=T0))
             await _assert_all_ran(storage, [job for batch in batches for job in batch])
 
+    async def test_of_many_that_send_the_same_job_at_once_every_callback_runs_once(self, storage: Storage) -> None:
+        for number in range(ROUNDS):
+            job = new_job(queue_name=f"q{number}", idempotency_key="k")
+            sent = [evolve(job, callbacks=each.callbacks) for each in _bring_each(CALLERS)]
+            async with create_task_group() as callers:
+                for each in sent:
+                    callers.start_soon(partial(storage.insert, [each], now=T0))
+            await succeed(storage, job.queue_name)
+            await _assert_all_ran(storage, sent)
+
     async def test_jobs_that_are_joined_all_the_time_are_still_taken(self, storage: Storage) -> None:
         jobs = [new_job(queue_name="q", idempotency_key=str(number)) for number in range(10)]
         await storage.insert(jobs, now=T0)

@@ -64,7 +64,7 @@ class Rules(Session):
 
     def insert(self, jobs: Sequence[NewJob], *, lost: Lost = Lost.NOTHING) -> None:
         cached = self.cached(jobs)
-        answers = self.ask(asking("insert", jobs, now=self.now), lost=lost)
+        answers = self.ask(asking("insert", jobs, now=self.now), lost=lost, repeats=unentangled(jobs))
         answered = {each.job_id for answer in answers for each in answer}
         self.keep("dispatch", Reach(touches=answered | cached, adds=True))
 
@@ -247,6 +247,17 @@ class Rules(Session):
         self.ask(asking("stats", now=self.now))
         self.ask(partial(_workers, self.now))
         self.keep(order[0], Reach())
+
+
+def unentangled(jobs: Sequence[NewJob]) -> bool:
+    """Whether no job of a batch takes what another one joined by, or left unused: then that one, sent again, would find
+    another row in its place, and bring its callbacks there.
+    """
+    different = {job.id: job for job in jobs}.values()
+    keys = [(job.queue_name, job.idempotency_key) for job in different if job.idempotency_key is not None]
+    flights = [job.fingerprint for job in different if job.fingerprint is not None]
+    refreshed = {job.fingerprint for job in different if job.refresh}
+    return len(set(keys)) == len(keys) and all(flights.count(each) < 2 for each in flights if each in refreshed)
 
 
 def with_a_forged_one(leases: Sequence[Lease], forged: tuple[int, int | None] | None) -> list[Lease]:

@@ -171,14 +171,19 @@ class Dispatcher:
         return str(receipt.job_id)
 
     async def _borrow(self, ask: Ask) -> str | None:
-        """Send a dispatch in a transaction of the caller's, where what its driver raises is nobody's to translate."""
+        """Send a dispatch in a transaction of the caller's, where what its driver raises is nobody's to translate, and
+        nobody but the caller says how long it may take.
+        """
         try:
-            async with self._queue.storage.transaction() as transaction:
-                job_id = await self._dispatch(ask, transaction.connection)
-                _leave(rolled_back=ask.rolled_back)
+            with anyio.fail_after(None if self._file else self._plan.answer):
+                async with self._queue.storage.transaction() as transaction:
+                    job_id = await self._dispatch(ask, transaction.connection)
+                    _leave(rolled_back=ask.rolled_back)
         except _RollBackError:
             self._ledger.note("rolled back", key=ask.key)
             return None
+        except TimeoutError as error:
+            raise StorageUnavailable("the caller waited for long enough") from error
         except driver_errors() as error:
             raise StorageUnavailable(str(error)) from error
         self._answered(ask, job_id, None)
