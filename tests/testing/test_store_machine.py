@@ -19,6 +19,7 @@ from creche._job import (
     Event,
     Extension,
     FollowUp,
+    Insertion,
     JobRecord,
     Lease,
     NewJob,
@@ -27,6 +28,7 @@ from creche._job import (
     Settled,
     Settlement,
     Status,
+    Upkeep,
 )
 from creche._lifecycle import SETTLING
 from creche.abc import Storage
@@ -34,6 +36,7 @@ from creche.storage.memory import MemoryStorage
 from creche.testing import StoredJob, StoredRows, store_machine
 from creche.testing._machine_draws import START
 from creche.testing._machine_promises import UPKEEP, PromiseBroken, Promises, Reach
+from creche.testing._machine_rivals import agreeing
 
 CAUGHT: Final = [
     broken.ForgetsTheNonce,
@@ -112,6 +115,25 @@ def test_without_hypothesis_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     with pytest.raises(ImportError, match="pip install hypothesis"):
         store_machine(MemoryStorage, backend="asyncio")
+
+
+# --- rivals: which answers can be explained ----------------------------------------------------------
+
+
+def test_a_dispatch_may_say_how_the_job_that_it_joined_stands_by_now_and_nothing_else() -> None:
+    early = Insertion(job_id=JOB, status=Status.PENDING, inserted=False, fingerprint=b"f")
+    late = evolve(early, status=Status.COMPLETED)
+    assert agreeing([(early,)], [(late,)], rows(DONE))
+    assert not agreeing([(early,)], [(late,)], rows(RUNNING))
+    assert not agreeing([(early,)], [(evolve(late, inserted=True),)], rows(DONE))
+    assert not agreeing([(early,)], [(evolve(late, result=b"1"),)], rows(DONE))
+
+
+def test_of_two_that_maintain_one_may_do_what_the_other_would_have_done() -> None:
+    nothing = Upkeep(recovered=0, buried=0, promoted=0, pruned=0, next_due_in=None, next_expiry_in=None)
+    both = [evolve(nothing, recovered=2, promoted=1), nothing]
+    assert agreeing(both, [evolve(nothing, recovered=2), evolve(nothing, promoted=1)], rows())
+    assert not agreeing(both, [evolve(nothing, recovered=2), nothing], rows())
 
 
 # --- the promises: what breaks one is noticed, without any oracle -----------------------------------

@@ -15,7 +15,7 @@ from attrs import evolve, frozen
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from creche._job import Event, Extension, Lease, Retention, Settled, Settlement, Upkeep
+from creche._job import Event, Extension, Insertion, Lease, Retention, Settled, Settlement, Upkeep
 from creche._lifecycle import SETTLING
 from creche.abc import Storage
 from creche.testing import _machine_draws as draw
@@ -123,7 +123,7 @@ class Rivals(Rules):
         for order in orders(deeds):
             oracle = self.oracle.copy()
             expected = {place: await call(oracle) for place, call in order}
-            right = agreeing([expected[place] for place in range(len(deeds))], answers)
+            right = agreeing([expected[place] for place in range(len(deeds))], answers, seen)
             if right and self.expected(oracle) == self.completed(seen, oracle):
                 for _, call in order:
                     await call(self.oracle)
@@ -189,11 +189,27 @@ class Deed:
             return await self.call(oracle)
 
 
-def agreeing(expected: Sequence[Any], found: Sequence[Any]) -> bool:
-    """Whether the answers are the right ones. Of upkeep all told: one may promote what the other has recovered."""
+def agreeing(expected: Sequence[Any], found: Sequence[Any], seen: StoredRows) -> bool:
+    """Whether the answers are the right ones.
+
+    Of upkeep all told, for one may promote what the other has recovered. And a dispatch that joined may say how its job
+    stands by now: what was done to it just afterwards may be known when the answer is given.
+    """
     upkeeps = [[each for each in answers if isinstance(each, Upkeep)] for answers in (expected, found)]
-    others = [[each for each in answers if not isinstance(each, Upkeep)] for answers in (expected, found)]
-    return others[0] == others[1] and decided(*upkeeps[0]) == decided(*upkeeps[1])
+    if decided(*upkeeps[0]) != decided(*upkeeps[1]):
+        return False
+    pairs = [each for each in zip(expected, found, strict=True) if not isinstance(each[0], Upkeep)]
+    return all(right == answer or right == _earlier(answer, right, seen) for right, answer in pairs)
+
+
+def _earlier(answer: Any, right: Any, seen: StoredRows) -> Any:
+    """Return what a dispatch was answered as it would have been a moment earlier, if it says how its job stands now."""
+    match answer, right:
+        case (Insertion() as late,), (Insertion() as early,) if late.job_id in seen.jobs:
+            now = seen.jobs[late.job_id].record
+            if late.status is now.status and late.result in {None, now.result}:
+                return (evolve(late, status=early.status, result=early.result),)
+    return answer
 
 
 def reach_of(acts: Collection[str], job_id: UUID) -> Reach:
