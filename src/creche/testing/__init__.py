@@ -21,6 +21,7 @@ pytest.register_assert_rewrite(
     "creche.testing._conformance_pause",
     "creche.testing._conformance_people",
     "creche.testing._conformance_progress",
+    "creche.testing._conformance_races",
     "creche.testing._conformance_reserve",
     "creche.testing._conformance_retention",
     "creche.testing._conformance_settle",

@@ -12,12 +12,13 @@ from creche.testing._conformance_check import CheckConformance
 from creche.testing._conformance_dedup import FingerprintConformance, KeyConformance, RefreshConformance
 from creche.testing._conformance_delete import DeleteAtOnceConformance, DeleteConformance
 from creche.testing._conformance_insert import InsertConformance
-from creche.testing._conformance_joins import JoinAtOnceConformance, JoinConformance
+from creche.testing._conformance_joins import JoinConformance
 from creche.testing._conformance_listen import ListenConformance, SilenceConformance
 from creche.testing._conformance_maintain import PromoteConformance, PruneConformance, RecoverConformance
 from creche.testing._conformance_pause import PauseAtOnceConformance, PauseConformance, PauseWakeConformance
 from creche.testing._conformance_people import CancelConformance, RetryConformance, ViewConformance
 from creche.testing._conformance_progress import ProgressConformance
+from creche.testing._conformance_races import JoinAtOnceConformance
 from creche.testing._conformance_reserve import ExtendConformance, ReserveConformance
 from creche.testing._conformance_retention import RetentionAtOnceConformance, RetentionConformance
 from creche.testing._conformance_settle import FencingConformance, SettleConformance
