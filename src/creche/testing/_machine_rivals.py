@@ -209,6 +209,8 @@ def _earlier(answer: Any, right: Any, seen: StoredRows) -> Any:
             now = seen.jobs[late.job_id].record
             if late.status is now.status and late.result in {None, now.result}:
                 return (evolve(late, status=early.status, result=early.result),)
+        case _:
+            pass
     return answer
 
 
