@@ -141,6 +141,24 @@ CALLBACKS: Final = [
         ],
     ),
     Defect(
+        name="callback-of-a-twin",
+        breaks="of two who send one job at the same moment, the second takes its callback for recorded",
+        edits=[
+            Edit(
+                "src/creche/storage/_mysql_dispatch.py",
+                "else map(UUID, _strings(ids)))\n",
+                "else (each.id for each in job.callbacks))\n",
+            )
+        ],
+        tests=[kept("mysql", "test_of_many_that_send_the_same_job_at_once_every_callback_runs_once")],
+    ),
+    Defect(
+        name="dead-and-alive",
+        breaks="a job that is retried while its failure is being committed stays among the dead letters",
+        edits=[Edit("src/creche/storage/postgresql.py", '("expire_rivals", "retry", "unbury")', '("unbury", "retry")')],
+        tests=["tests/storage/test_postgresql.py::test_what_waits_for_a_failure_to_be_committed_leaves_no_dead_letter"],
+    ),
+    Defect(
         name="commit-without-a-fence",
         breaks="a handler that was overtaken commits its own writes all the same: twice in all",
         edits=[
