@@ -238,7 +238,8 @@ class Job:
 
         Cancelled while it is being committed (by a stop, or by a timeout of the handler's own), its outcome may be
         unknown here: what was written is there once all the same if the job is completed, and else not at all; but the
-        events of this attempt may tell of another end.
+        events of this attempt may tell of another end. Who waits for a commit's answer when the lease ends, goes on
+        waiting for two seconds at most.
 
         Returns:
             The connection: psycopg's own on PostgreSQL; on MySQL and SQLite one with `execute(sql, parameters)`, which
@@ -270,14 +271,19 @@ class Job:
             raise UsageError(f"{self!r} has its transaction already: it ends the attempt, so there is one")
         held = self._held
         limit = math.inf if self.limit is None else self.limit.deadline
+        lease = CancelScope()  # who waits for a commit is shielded from being cancelled, but heeds deadlines
         self._transacting, self._result = True, None
         try:
-            async with self._desk.storage.transaction() as transaction:
-                yield transaction.connection
-                held.settling = True
-                if self.limit is not None:  # the handler was in time, and a commit is not cut off
-                    self.limit.deadline = math.inf
-                await self._settle_in(transaction)
+            with lease:
+                async with self._desk.storage.transaction() as transaction:
+                    yield transaction.connection
+                    held.settling = True
+                    if self.limit is not None:  # the handler was in time, and a commit is not cut off
+                        self.limit.deadline = math.inf
+                    await self._settle_in(transaction)
+                    lease.deadline = held.deadline
+            if lease.cancelled_caught:
+                raise StorageUnavailable("no answer to the commit while the lease lasted")  # noqa: TRY301 - see below
         except StorageUnavailable:
             if not held.settling or not await self._was_committed():
                 raise

@@ -6,11 +6,14 @@ What the databases make of it, tests of the storages and of real processes show.
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
 
 from creche import Job, JobFailed, LeaseLost, Queue, Retry, Status, Worker, events
+from creche.abc import Transaction
 from creche.errors import ResultInvalid, StorageUnavailable, UsageError
 from engine_kit import Faulty, until, virtual_time
 
@@ -192,6 +195,28 @@ async def test_a_commit_that_did_not_take_place_is_a_failed_attempt(queue: Queue
     async with Worker(queue):
         assert await (await charge.dispatch()).wait(10) == 2
     assert len(errors) == 1
+
+
+async def test_who_waits_for_a_commit_knows_when_the_lease_ends(queue: Queue, storage: Faulty) -> None:
+    left: list[float] = []
+    plain = storage.transaction
+
+    @asynccontextmanager
+    async def committed_late() -> AsyncGenerator[Transaction]:
+        async with plain() as transaction:
+            yield transaction
+            left.append(anyio.current_effective_deadline() - anyio.current_time())
+
+    storage.transaction = committed_late  # type: ignore[method-assign]
+
+    @queue.task("charge")
+    async def charge(job: Job) -> None:
+        async with job.transaction():
+            pass
+
+    async with Worker(queue, lease=9):
+        await (await charge.dispatch()).wait(10)
+    assert 0 < left[0] < 9
 
 
 async def test_a_failed_transaction_may_be_tried_again_in_the_same_attempt(queue: Queue, storage: Faulty) -> None:

@@ -15,7 +15,7 @@ from creche.testing.torture import _figures as figures
 from creche.testing.torture._actors import Ask, unanswered
 from creche.testing.torture._audit import CHECKS, EXCUSED, audit
 from creche.testing.torture._auditor import find
-from creche.testing.torture._overruns import BLOCKED, STOOD, SWALLOWED, overruns
+from creche.testing.torture._overruns import BLOCKED, COMMITTING, STOOD, SWALLOWED, overruns
 from creche.testing.torture._plan import MIX, Plan
 from creche.testing.torture._story import Row, Story
 
@@ -315,6 +315,13 @@ WRONG: dict[str, tuple[str, Change]] = {
             and_entry(3.9, "worker-2", "stood", since=3.85),
         ),
     ),
+    "a handler that waits for the answer to its commit for longer than it may": (
+        "handlers alive past their lease",
+        both(
+            with_entry("end", {"job": "brief"}, at=6.5, until=3.8),
+            and_entry(3.0, "worker-2", "commits", job="brief", lease="1:7"),
+        ),
+    ),
     "a handler that swallows its cancellation for longer than it said": (
         "handlers alive past their lease",
         both(
@@ -412,6 +419,12 @@ def test_nor_is_one_whose_event_loop_another_one_blocked() -> None:
     (overrun,) = overruns(both(LATE, blocked)(told_story()))
     assert overrun.why == BLOCKED
     assert overrun.awake == pytest.approx(0.1)
+
+
+def test_nor_is_one_that_waits_for_its_commit_for_no_longer_than_it_may() -> None:
+    commits = and_entry(3.0, "worker-2", "commits", job="brief", lease="1:7")
+    assert not objections("handlers alive past their lease", LATE, commits)
+    assert [overrun.why for overrun in overruns(both(LATE, commits)(told_story()))] == [COMMITTING]
 
 
 def test_nor_is_one_that_swallows_its_cancellation_for_as_long_as_it_says() -> None:

@@ -95,6 +95,7 @@ class Jobs:
                 await connection.execute(self._insert, (str(job.id), self._ledger.who, job.attempt))
                 await anyio.sleep(number % 30 / 1_000)
                 job.set_result(_result(job, key))
+                self._ledger.note("commits", job=str(job.id), lease=_lease(job))
 
     async def fail(self, job: Job, key: str, number: int) -> dict[str, Any]:
         """Raise: one in four at each attempt, the others at their first."""

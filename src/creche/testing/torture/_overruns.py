@@ -21,6 +21,9 @@ Span: TypeAlias = tuple[float, float]
 STOOD: Final = "its process stood still"
 SWALLOWED: Final = "it swallowed its cancellation"
 BLOCKED: Final = "its event loop was blocked"
+COMMITTING: Final = "it waited for the answer to its commit"
+
+LAST_WORD: Final = 2.0  # seconds that a commit has after the lease: see `Job.transaction`
 
 
 @frozen(kw_only=True)
@@ -65,13 +68,16 @@ def overruns(story: Story) -> Iterator[Overrun]:
         still = _overlap(stood[attempt.who], attempt.until, end)
         stuck = _overlap(blocked[attempt.who], attempt.until, end)
         together = _overlap([*stood[attempt.who], *blocked[attempt.who]], attempt.until, end)
+        past = end - attempt.until
+        awake = past - together
         why, allowed = "", margin
         if attempt.swallows:
             why, allowed = SWALLOWED, STUBBORN + margin
+        elif attempt.commits and awake > margin:
+            why, allowed = COMMITTING, LAST_WORD + margin
         elif stuck or still:
             why = BLOCKED if stuck >= still else STOOD
-        past = end - attempt.until
-        yield Overrun(attempt=attempt, past=past, awake=past - together, margin=margin, why=why, allowed=allowed)
+        yield Overrun(attempt=attempt, past=past, awake=awake, margin=margin, why=why, allowed=allowed)
 
 
 def _stood(story: Story) -> defaultdict[str, list[Span]]:

@@ -62,6 +62,7 @@ class Attempt:
         ended: when the handler was over; None: nobody has seen that.
         how: the handler ended.
         swallows: whether it swallowed its cancellation for a while.
+        commits: whether its own transaction had come to its commit.
         ending: when its end was handed to the settler.
         outcome: that end.
         acked: when the storage was known to have accepted it.
@@ -79,6 +80,7 @@ class Attempt:
     ended: float | None = None
     how: str = ""
     swallows: bool = False
+    commits: bool = False
     ending: float | None = None
     outcome: str = ""
     acked: float | None = None
@@ -151,7 +153,7 @@ def _attempts(entries: Sequence[Entry]) -> Mapping[tuple[str, str], Attempt]:
     found: dict[tuple[str, str], Attempt] = {}
     for entry in entries:
         what = entry["what"]
-        if what not in {"begin", "renewed", "end", "ending", "acked", "lost", "swallows"}:
+        if what not in {"begin", "renewed", "end", "ending", "acked", "lost", "swallows", "commits"}:
             continue
         name = entry["job"], entry["lease"]
         if what == "begin":
@@ -178,6 +180,8 @@ def _go_on(attempt: Attempt, entry: Entry) -> None:
             attempt.ended, attempt.how = entry["at"], entry["how"]
         case "swallows":
             attempt.swallows = True
+        case "commits":
+            attempt.commits = True
         case "ending":
             attempt.ending, attempt.outcome = entry["at"], entry["how"]
         case "acked":
