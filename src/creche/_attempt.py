@@ -281,7 +281,7 @@ class Job:
                     if self.limit is not None:  # the handler was in time, and a commit is not cut off
                         self.limit.deadline = math.inf
                     await self._settle_in(transaction)
-                    lease.deadline = held.deadline
+                    lease.deadline = held.end
             if lease.cancelled_caught:
                 raise StorageUnavailable("no answer to the commit while the lease lasted")  # noqa: TRY301 - see below
         except StorageUnavailable:

@@ -43,13 +43,25 @@ class Held:
     end it before anybody could say so.
     """
 
-    __slots__ = ("_deadline", "_scope", "_secured", "job", "lease", "progress", "settled", "settling", "verdict")
+    __slots__ = (
+        "_deadline",
+        "_guarded",
+        "_scope",
+        "_secured",
+        "job",
+        "lease",
+        "progress",
+        "settled",
+        "settling",
+        "verdict",
+    )
 
     def __init__(self, job: ReservedJob, deadline: float) -> None:
         self.job = job
         self.lease: Lease = job.lease
         self._deadline = deadline
         self._secured = -math.inf
+        self._guarded = -math.inf
         self.verdict: Verdict | None = None
         self.progress: Progress | None = None  # said by the handler, and not written yet
         self.settling = False  # the handler's own transaction, which ends the attempt, is being committed
@@ -62,9 +74,14 @@ class Held:
         return max(self._deadline, self._secured)
 
     @property
+    def end(self) -> float:
+        """When the attempt is ended: with the right to run, or later, while a lock keeps everybody else away."""
+        return max(self.deadline, self._guarded)
+
+    @property
     def expired(self) -> bool:
-        """Whether the right to run has passed, as far as we can know."""
-        return anyio.current_time() >= self.deadline
+        """Whether that has passed, as far as we can know."""
+        return anyio.current_time() >= self.end
 
     def scope(self) -> CancelScope:
         """Return the scope in which the attempt has to run: it ends with the lease."""
@@ -78,8 +95,14 @@ class Held:
         self._deadline = max(self._deadline, deadline)
 
     def secure(self, deadline: float) -> None:
-        """The lease lasts longer now. The one thing here that another thread may say."""
+        """The lease lasts longer now. Another thread may say so."""
         self._secured = deadline
+
+    def guard(self, end: float) -> None:
+        """The lease may run out, but its own transaction, which ends the attempt, has locked the job: whoever wants it
+        waits until that is decided, and whether it is, only a commit can tell. Another thread may say so.
+        """
+        self._guarded = end
 
     def settle(self) -> None:
         """The attempt's end is written: no lease ends it any more. What is left of the handler may run on."""
@@ -158,7 +181,7 @@ class Holdings:
         self._running += 1
         self._running_in[held.job.queue_name] += 1
         self._taken.set()
-        if held.deadline < self._next_end:
+        if held.end < self._next_end:
             self._earlier.set()
 
     def vacate(self, held: Held) -> None:
@@ -192,7 +215,7 @@ class Holdings:
             for held in self:
                 if held.expired and held.verdict is not Verdict.LOST:
                     held.revoke(Verdict.LOST)
-            lasting = [held.deadline for held in self._held.values() if held.verdict is not Verdict.LOST]
+            lasting = [held.end for held in self._held.values() if held.verdict is not Verdict.LOST]
             self._next_end = min(lasting, default=math.inf)
             self._earlier = anyio.Event()
             with CancelScope(deadline=self._next_end):

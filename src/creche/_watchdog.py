@@ -172,9 +172,12 @@ class Watchdog:
             self._trouble(error)
             return -math.inf
         self._troubled = False
-        for each in held:
-            if each.lease in extension.held | locked:  # what is lost, the loop finds out for itself
-                each.secure(sent + self._offset + self._lease - self._margin)
+        until = sent + self._offset + self._lease - self._margin
+        for each in held:  # what is lost, the loop finds out for itself
+            if each.lease in extension.held:
+                each.secure(until)
+            elif each.lease in locked:
+                each.guard(until)
         return sent
 
     def _trouble(self, error: Exception) -> None:

@@ -328,9 +328,12 @@ class SlowToCommit(MemoryStorage):
 async def test_a_job_that_its_own_transaction_has_locked_keeps_nobody_from_being_renewed() -> None:
     queue = Queue(storage := SlowToCommit())
     renewed: list[set[UUID]] = []
+    locked: list[Job] = []
+    deadlines: list[float] = []
 
     @queue.task("write")
     async def write(job: Job) -> None:
+        locked.append(job)
         async with job.transaction():
             job.set_result(None)
 
@@ -338,7 +341,10 @@ async def test_a_job_that_its_own_transaction_has_locked_keeps_nobody_from_being
     async def block() -> None:
         await storage.committing.wait()
         # The loop stands still until the thread has renewed, and no longer: the twin's word prolongs nothing in memory.
+        deadlines.append(locked[0].deadline)
         renewed.append({lease.job_id for lease in storage.renewed.get(timeout=8 * LEASE)})
+        time.sleep(0.2)  # noqa: ASYNC251 - until the thread has drawn its conclusions
+        deadlines.append(locked[0].deadline)
         storage.may_commit.set()
 
     async with queue, Worker(queue, lease=10 * LEASE):
@@ -346,6 +352,7 @@ async def test_a_job_that_its_own_transaction_has_locked_keeps_nobody_from_being
         await blocked.wait(timeout=40)
         await written.wait(timeout=40)
     assert renewed == [{blocked.job_id}]
+    assert deadlines[0] == deadlines[1]  # a lock is no lease: where its connection is cut, others have the job
 
 
 async def test_no_thread_is_left_when_the_worker_has_ended(queue: Queue) -> None:
