@@ -143,6 +143,7 @@ class Jobs:
             self._ledger.note("blocks", until=time.monotonic() + self._longer)
             time.sleep(self._longer)  # noqa: ASYNC251 - that is the point
             self._ledger.note("unblocked")
+            self._note_beliefs()
             return _result(job, key)
 
     async def call(self, job: Job, key: str, number: int) -> dict[str, Any]:  # noqa: ARG002 - every task takes it
@@ -179,6 +180,16 @@ class Jobs:
             self._running.pop(job.id, None)
             self._ledger.note("end", **facts, until=self._until(job), **noted)
 
+    def _note_beliefs(self) -> None:
+        """Note until when each job is held: while the loop stood still, a thread may have renewed them, and whoever is
+        killed next says no more.
+        """
+        for job in list(self._running.values()):
+            self._note_belief(job)
+
+    def _note_belief(self, job: Job) -> None:
+        self._ledger.note("renewed", job=str(job.id), lease=_lease(job), until=self._until(job))
+
     def _until(self, job: Job) -> float | None:
         until = job.deadline + self._clock
         return None if until == float("inf") else until  # its own transaction has ended it
@@ -188,7 +199,7 @@ class Jobs:
         match event:
             case events.JobRenewed():
                 if (job := self._running.get(event.job_id)) is not None:
-                    self._ledger.note("renewed", job=str(job.id), lease=_lease(job), until=self._until(job))
+                    self._note_belief(job)
             case events.JobSucceeded():
                 self._ending(event, "succeeded")
             case events.JobFailed():
