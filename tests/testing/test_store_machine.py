@@ -124,6 +124,7 @@ def test_a_dispatch_may_say_how_the_job_that_it_joined_stands_by_now_and_nothing
     early = Insertion(job_id=JOB, status=Status.PENDING, inserted=False, fingerprint=b"f")
     late = evolve(early, status=Status.COMPLETED)
     assert agreeing([(early,)], [(late,)], rows(DONE))
+    assert not agreeing([(early,)], [(late,)])
     assert not agreeing([(early,)], [(late,)], rows(RUNNING))
     assert not agreeing([(early,)], [(evolve(late, inserted=True),)], rows(DONE))
     assert not agreeing([(early,)], [(evolve(late, result=b"1"),)], rows(DONE))
@@ -132,8 +133,8 @@ def test_a_dispatch_may_say_how_the_job_that_it_joined_stands_by_now_and_nothing
 def test_of_two_that_maintain_one_may_do_what_the_other_would_have_done() -> None:
     nothing = Upkeep(recovered=0, buried=0, promoted=0, pruned=0, next_due_in=None, next_expiry_in=None)
     both = [evolve(nothing, recovered=2, promoted=1), nothing]
-    assert agreeing(both, [evolve(nothing, recovered=2), evolve(nothing, promoted=1)], rows())
-    assert not agreeing(both, [evolve(nothing, recovered=2), nothing], rows())
+    assert agreeing(both, [evolve(nothing, recovered=2), evolve(nothing, promoted=1)])
+    assert not agreeing(both, [evolve(nothing, recovered=2), nothing])
 
 
 # --- the promises: what breaks one is noticed, without any oracle -----------------------------------

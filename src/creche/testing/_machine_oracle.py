@@ -49,12 +49,16 @@ class Oracle(MemoryStorage):
     def copy(self) -> Oracle:
         """Return another one that knows the same, and wakes nobody."""
         other = Oracle()
-        other._rows = {job_id: _copy(row) for job_id, row in self._rows.items()}
-        other._dead = dict(self._dead)
-        other._settings = Settings(dict(self._settings.paused), dict(self._settings.retentions))
-        other._workers = dict(self._workers)
-        other._epoch, other._origin = self._epoch, self._origin
+        other.become(self)
         return other
+
+    def become(self, other: Oracle) -> None:
+        """Know what another one knows, without waking anybody."""
+        self._rows = {job_id: _copy(row) for job_id, row in other._rows.items()}
+        self._dead = dict(other._dead)
+        self._settings = Settings(dict(other._settings.paused), dict(other._settings.retentions))
+        self._workers = dict(other._workers)
+        self._epoch, self._origin = other._epoch, other._origin
 
     @contextmanager
     def without(self, job_id: UUID | None) -> Generator[None]:

@@ -119,16 +119,39 @@ class Rivals(Rules):
         self.keep(" and ".join(acts), reach_of(acts, lease.job_id))
 
     async def _order(self, deeds: Sequence[Deed], answers: Sequence[Any], seen: StoredRows) -> Sequence[int] | None:
-        """Look for an order that explains what was answered and is kept; let the oracle go the same way."""
-        for order in orders(deeds):
-            oracle = self.oracle.copy()
-            expected = {place: await call(oracle) for place, call in order}
-            right = agreeing([expected[place] for place in range(len(deeds))], answers, seen)
-            if right and self.expected(oracle) == self.completed(seen, oracle):
-                for _, call in order:
+        """Look for an order that explains what was answered and is kept; let the oracle go the same way.
+
+        If there is one alone, those whom it wakes have to be woken. Of several nobody knows which it was; if none does
+        so to the letter, one may that leaves it open when a dispatch looked at the job that it joined.
+        """
+        for latest in (None, seen):
+            found = [
+                (order, oracle)
+                for order in orders(deeds)
+                if (oracle := await self._outcome(deeds, order, answers, seen, latest)) is not None
+            ]
+            if latest is None and len(found) == 1:
+                for _, call in found[0][0]:
                     await call(self.oracle)
-                return list(expected)
+            elif found:
+                self.oracle.become(found[0][1])
+            if found:
+                return [place for place, _ in found[0][0]]
         return None
+
+    async def _outcome(
+        self,
+        deeds: Sequence[Deed],
+        order: Sequence[tuple[int, Call]],
+        answers: Sequence[Any],
+        seen: StoredRows,
+        latest: StoredRows | None,
+    ) -> Oracle | None:
+        """Return what the oracle would be after this order, if that is what came of it."""
+        oracle = self.oracle.copy()
+        expected = {place: await call(oracle) for place, call in order}
+        right = agreeing([expected[place] for place in range(len(deeds))], answers, latest)
+        return oracle if right and self.expected(oracle) == self.completed(seen, oracle) else None
 
     def deed(self, lease: Lease, act: str) -> Deed:
         """Return what an act is called, when it is done to the job of this lease."""
@@ -189,24 +212,24 @@ class Deed:
             return await self.call(oracle)
 
 
-def agreeing(expected: Sequence[Any], found: Sequence[Any], seen: StoredRows) -> bool:
+def agreeing(expected: Sequence[Any], found: Sequence[Any], latest: StoredRows | None = None) -> bool:
     """Whether the answers are the right ones.
 
     Of upkeep all told, for one may promote what the other has recovered. And a dispatch that joined may say how its job
-    stands by now: what was done to it just afterwards may be known when the answer is given.
+    stands by now, if `latest` tells: what was done to it just afterwards may be known when the answer is given.
     """
     upkeeps = [[each for each in answers if isinstance(each, Upkeep)] for answers in (expected, found)]
     if decided(*upkeeps[0]) != decided(*upkeeps[1]):
         return False
     pairs = [each for each in zip(expected, found, strict=True) if not isinstance(each[0], Upkeep)]
-    return all(right == answer or right == _earlier(answer, right, seen) for right, answer in pairs)
+    return all(right == answer or right == _earlier(answer, right, latest) for right, answer in pairs)
 
 
-def _earlier(answer: Any, right: Any, seen: StoredRows) -> Any:
+def _earlier(answer: Any, right: Any, latest: StoredRows | None) -> Any:
     """Return what a dispatch was answered as it would have been a moment earlier, if it says how its job stands now."""
     match answer, right:
-        case (Insertion() as late,), (Insertion() as early,) if late.job_id in seen.jobs:
-            now = seen.jobs[late.job_id].record
+        case (Insertion() as late,), (Insertion() as early,) if latest and late.job_id in latest.jobs:
+            now = latest.jobs[late.job_id].record
             if late.status is now.status and late.result in {None, now.result}:
                 return (evolve(late, status=early.status, result=early.result),)
         case _:
