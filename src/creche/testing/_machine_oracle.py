@@ -58,7 +58,9 @@ class Oracle(MemoryStorage):
         self._dead = dict(other._dead)
         self._settings = Settings(dict(other._settings.paused), dict(other._settings.retentions))
         self._workers = dict(other._workers)
-        self._epoch, self._origin = other._epoch, other._origin
+        epoch: datetime = other._epoch
+        origin: float = other._origin
+        self._epoch, self._origin = epoch, origin
 
     @contextmanager
     def without(self, job_id: UUID | None) -> Generator[None]:
