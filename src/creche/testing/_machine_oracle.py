@@ -50,6 +50,7 @@ class Oracle(MemoryStorage):
         """Return another one that knows the same, and wakes nobody."""
         other = Oracle()
         other.become(self)
+        other._epoch, other._origin = self._epoch, self._origin
         return other
 
     def become(self, other: Oracle) -> None:
@@ -58,9 +59,6 @@ class Oracle(MemoryStorage):
         self._dead = dict(other._dead)
         self._settings = Settings(dict(other._settings.paused), dict(other._settings.retentions))
         self._workers = dict(other._workers)
-        epoch: datetime = other._epoch
-        origin: float = other._origin
-        self._epoch, self._origin = epoch, origin
 
     @contextmanager
     def without(self, job_id: UUID | None) -> Generator[None]:
