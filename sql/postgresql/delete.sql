@@ -1,4 +1,4 @@
--- Delete those of these jobs that are over, with what hangs on them, and say how each stood. Locked first, in one order,
+-- Delete those of these jobs that are over, and say how each stood; unbury.sql follows. Locked first, in one order,
 -- as in cancel.sql, so that the answer is the row's. One that waits and is left alone may have been passed over by a
 -- reserve meanwhile: its queue is to be woken.
 WITH asked AS MATERIALIZED (

@@ -197,7 +197,7 @@ class _Standing:
     status: Status
     fingerprint: bytes | None
     result: bytes | None
-    recorded: frozenset[UUID] = frozenset()  # callbacks that this dispatch has written with it
+    recorded: frozenset[UUID] = frozenset()  # callbacks that stand in its row, if somebody has just written it
 
 
 @define
