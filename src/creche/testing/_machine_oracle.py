@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -22,6 +22,8 @@ class Oracle(MemoryStorage):
     def __init__(self) -> None:
         super().__init__()
         self._seen: dict[UUID, tuple[tuple[object, ...], StoredJob]] = {}
+        self._must_wake: set[str] = set()
+        self._may_wake: set[str] = set()
 
     def rows(self) -> StoredRows:
         """Return all that is kept."""
@@ -46,19 +48,39 @@ class Oracle(MemoryStorage):
         row.token, row.nonce = lease.token, lease.nonce
         row.change(locked_by=worker)
 
+    def wakes(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Return who has to be woken since this was asked last, and who may be."""
+        must, may = frozenset(self._must_wake), frozenset(self._may_wake)
+        self._must_wake, self._may_wake = set(), set()
+        return must, may
+
     def copy(self) -> Oracle:
-        """Return another one that knows the same, and wakes nobody."""
+        """Return another one that knows the same, and has woken nobody."""
         other = Oracle()
-        other.become(self)
+        other._know(self)
         other._epoch, other._origin = self._epoch, self._origin
         return other
 
-    def become(self, other: Oracle) -> None:
-        """Know what another one knows, without waking anybody."""
+    def become_one_of(self, copies: Sequence[Oracle]) -> None:
+        """Know what copies of this one know. They differ in whom they woke; which of them is the right one, nobody can
+        say: who was woken by all of them has to be woken, and who was by any may be.
+        """
+        self._know(copies[0])
+        must, may = zip(*(each.wakes() for each in copies), strict=True)
+        self._must_wake |= frozenset.intersection(*must)
+        self._may_wake |= frozenset.union(*may)
+
+    def _know(self, other: Oracle) -> None:
         self._rows = {job_id: _copy(row) for job_id, row in other._rows.items()}
         self._dead = dict(other._dead)
         self._settings = Settings(dict(other._settings.paused), dict(other._settings.retentions))
         self._workers = dict(other._workers)
+
+    def _wake(self, queues: Iterable[str]) -> None:
+        woken = frozenset(queues)
+        self._must_wake |= woken
+        self._may_wake |= woken
+        super()._wake(woken)
 
     @contextmanager
     def without(self, job_id: UUID | None) -> Generator[None]:

@@ -121,8 +121,7 @@ class Rivals(Rules):
     async def _order(self, deeds: Sequence[Deed], answers: Sequence[Any], seen: StoredRows) -> Sequence[int] | None:
         """Look for an order that explains what was answered and is kept; let the oracle go the same way.
 
-        If there is one alone, those whom it wakes have to be woken. Of several nobody knows which it was; if none does
-        so to the letter, one may that leaves it open when a dispatch looked at the job that it joined.
+        If none does so to the letter, one may that leaves it open when a dispatch looked at the job that it joined.
         """
         for latest in (None, seen):
             found = [
@@ -130,12 +129,8 @@ class Rivals(Rules):
                 for order in orders(deeds)
                 if (oracle := await self._outcome(deeds, order, answers, seen, latest)) is not None
             ]
-            if latest is None and len(found) == 1:
-                for _, call in found[0][0]:
-                    await call(self.oracle)
-            elif found:
-                self.oracle.become(found[0][1])
             if found:
+                self.oracle.become_one_of([oracle for _, oracle in found])
                 return [place for place, _ in found[0][0]]
         return None
 
