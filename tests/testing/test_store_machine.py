@@ -35,6 +35,7 @@ from creche.abc import Storage
 from creche.storage.memory import MemoryStorage
 from creche.testing import StoredJob, StoredRows, store_machine
 from creche.testing._machine_draws import START
+from creche.testing._machine_oracle import Oracle
 from creche.testing._machine_promises import UPKEEP, PromiseBroken, Promises, Reach
 from creche.testing._machine_rivals import agreeing
 
@@ -135,6 +136,20 @@ def test_of_two_that_maintain_one_may_do_what_the_other_would_have_done() -> Non
     both = [evolve(nothing, recovered=2, promoted=1), nothing]
     assert agreeing(both, [evolve(nothing, recovered=2), evolve(nothing, promoted=1)])
     assert not agreeing(both, [evolve(nothing, recovered=2), nothing])
+
+
+@pytest.mark.anyio
+async def test_of_several_explanations_only_those_have_to_be_woken_whom_all_of_them_wake() -> None:
+    oracle = Oracle()
+    copies = [oracle.copy(), oracle.copy()]
+    for copy, queues in zip(copies, (["a", "b"], ["b", "c"]), strict=True):
+        await copy.insert([NewJob(id=UUID(int=n), type="t", queue_name=q, payload=b"{}") for n, q in enumerate(queues)])
+    oracle.become_one_of(copies, exact=True)
+    assert oracle.wakes() == ({"b"}, {"a", "b", "c"})
+    assert oracle.wakes() == (set(), set())
+    oracle.become_one_of([copies[0].copy()], exact=False)
+    assert oracle.wakes() == (set(), set())
+    assert {row.record.queue_name for row in oracle.rows().jobs.values()} == {"a", "b"}
 
 
 # --- the promises: what breaks one is noticed, without any oracle -----------------------------------

@@ -61,14 +61,19 @@ class Oracle(MemoryStorage):
         other._epoch, other._origin = self._epoch, self._origin
         return other
 
-    def become_one_of(self, copies: Sequence[Oracle]) -> None:
+    def become_one_of(self, copies: Sequence[Oracle], *, exact: bool) -> None:
         """Know what copies of this one know. They differ in whom they woke; which of them is the right one, nobody can
         say: who was woken by all of them has to be woken, and who was by any may be.
+
+        Args:
+            copies: one at least.
+            exact: whether one of them is what came of it to the letter; else nobody has to be woken.
         """
         self._know(copies[0])
         must, may = zip(*(each.wakes() for each in copies), strict=True)
-        self._must_wake |= frozenset.intersection(*must)
         self._may_wake |= frozenset.union(*may)
+        if exact:
+            self._must_wake |= frozenset.intersection(*must)
 
     def _know(self, other: Oracle) -> None:
         self._rows = {job_id: _copy(row) for job_id, row in other._rows.items()}

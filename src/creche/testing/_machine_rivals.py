@@ -121,7 +121,8 @@ class Rivals(Rules):
     async def _order(self, deeds: Sequence[Deed], answers: Sequence[Any], seen: StoredRows) -> Sequence[int] | None:
         """Look for an order that explains what was answered and is kept; let the oracle go the same way.
 
-        If none does so to the letter, one may that leaves it open when a dispatch looked at the job that it joined.
+        If none does so to the letter, one may that leaves it open when a dispatch looked at the job that it joined: one
+        that joined what was cancelled just then need not wake the queue in which it stood.
         """
         for latest in (None, seen):
             found = [
@@ -130,7 +131,7 @@ class Rivals(Rules):
                 if (oracle := await self._outcome(deeds, order, answers, seen, latest)) is not None
             ]
             if found:
-                self.oracle.become_one_of([oracle for _, oracle in found])
+                self.oracle.become_one_of([oracle for _, oracle in found], exact=latest is None)
                 return [place for place, _ in found[0][0]]
         return None
 
