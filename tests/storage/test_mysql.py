@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
+from uuid import UUID
 
 import anyio
 import pytest
 
 from creche._ids import new_job_id
-from creche._job import NewJob
+from creche._job import NewJob, Status
 from creche.storage.mysql import MySQLStorage
 from creche.testing.servers import connect_mysql
 from databases import empty_database
@@ -49,6 +50,7 @@ def job(**options: Any) -> NewJob:
 def locked(dsn: str, limit: int) -> Iterator[None]:
     """Hold the rows of the oldest jobs, as a process does that is frozen in the middle of a transaction."""
     with closing(connect_mysql(dsn, autocommit=False)) as connection, connection.cursor() as cursor:
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         cursor.execute(f"SELECT 1 FROM creche_jobs FORCE INDEX (PRIMARY) ORDER BY id LIMIT {limit} FOR UPDATE")
         yield
         connection.rollback()
@@ -72,6 +74,36 @@ async def test_a_worker_of_some_types_finds_its_jobs_behind_those_that_rivals_ho
         with locked(dsn, 700):
             reservation = await storage.reserve(["default"], 10, lease=30, worker="w", nonce=1, types={"work"})
     assert len(reservation.jobs) == 10
+
+
+async def test_who_comes_to_wait_while_it_is_being_cancelled_is_cancelled_too(dsn: str) -> None:
+    late, standing = job(), job()  # in the order in which rows are locked
+    asked = [late.id, standing.id]
+    async with MySQLStorage(dsn) as storage:
+        await storage.insert([standing])
+        answers: list[Mapping[UUID, Status]] = []
+
+        async def cancel() -> None:
+            answers.append(await storage.cancel(asked))
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as group:
+                with locked(dsn, 1):  # it has passed by `late`, and waits for the other
+                    group.start_soon(cancel)
+                    await until_somebody_waits(dsn)
+                    await storage.insert([late])
+        assert answers == [dict.fromkeys(asked, Status.CANCELLED)]
+        assert {record.status for record in (await storage.find(asked)).values()} == {Status.CANCELLED}
+
+
+async def until_somebody_waits(dsn: str) -> None:
+    """Wait until a transaction waits for a lock; nobody else uses the server. Asked more often than ten times a second, it
+    says what it said last.
+    """
+    with closing(connect_mysql(dsn)) as connection, connection.cursor() as cursor:
+        waiting = "SELECT 1 FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+        while not cursor.execute(waiting):  # noqa: ASYNC110 - a server rings no bell
+            await anyio.sleep(0.15)
 
 
 # --- how much at once -------------------------------------------------------------------------------

@@ -55,8 +55,7 @@ class _Round:
     async def run(self) -> tuple[Upkeep, set[str]]:
         ((expired, watched, gone),), finished, buried, due, ((expiry_in,),) = await self._send(
             self.render("overdue", now=self.now, run_out=self.run_out, watched=WATCHED),
-            self.render("finished", now=self.now, **self.kept),
-            self.render("buried", now=self.now, failed=self.kept[Status.FAILED]),
+            *self._overdue(),
             *self._news(),
         )
         stale = await self._stale(finished)
@@ -64,8 +63,11 @@ class _Round:
             return Upkeep(recovered=0, buried=0, promoted=0, pruned=0, **_news(due, expiry_in)), set()
         async with undone_on_error(self.connection):
             await self._send(BEGIN)
-            recovered, spent, ended = await self._take_back() if expired else (0, 0, set[str]())
-            promoted, woken = await self._promote()
+            recovered, spent, ended, woken = await self._take_back() if expired else (0, 0, 0, set[str]())
+            if ended:  # some of it may be kept for no time
+                finished, buried = await self._send(*self._overdue())
+                stale = await self._stale(finished)
+            promoted, ready = await self._promote()
             pruned = await self._prune("prune", stale)
             await self._prune("prune_dead_letters", [{"queue": queue, "kept": kept} for queue, kept, _ in buried])
             if watched:
@@ -74,7 +76,7 @@ class _Round:
                 await self._write("prune_workers", limit=self.limit)
             due, ((expiry_in,),), _ = await self._send(*self._news(), COMMIT)
         done = Upkeep(recovered=recovered, buried=spent, promoted=promoted, pruned=pruned, **_news(due, expiry_in))
-        return done, woken | ended
+        return done, woken | ready
 
     async def _stale(self, finished: list[Row]) -> list[dict[str, object]]:
         """Return what `prune.sql` has to look for, the most overdue first; no fresh results."""
@@ -85,8 +87,8 @@ class _Round:
         since = [(overdue, each) for each, ((overdue,),) in zip(which, answers, strict=True) if overdue is not None]
         return [each for _, each in sorted(since, key=itemgetter(0), reverse=True)]
 
-    async def _take_back(self) -> tuple[int, int, set[str]]:
-        """Recover and bury; return how many of each, and whom to wake because some have ended."""
+    async def _take_back(self) -> tuple[int, int, int, set[str]]:
+        """Recover and bury; return how many of each, how many of both have ended, and whom to wake for that."""
         which = {"run_out": self.run_out, "limit": self.limit}
         expired, spent = await self._send(self.render("expired", **which), self.render("spent", **which))
         recovered, buried = ([UUID(bytes=row[0]) for row in found] for found in (expired, spent))
@@ -100,9 +102,9 @@ class _Round:
         if not ended:
             if statements:
                 await self._send(*statements)
-            return len(recovered), len(buried), set()
+            return len(recovered), len(buried), 0, set()
         answers = await self._send(*statements, *follow(self.render, ended, now=self.now))
-        return len(recovered), len(buried), rows.woken(answers[len(statements)])
+        return len(recovered), len(buried), len(ended), rows.woken(answers[len(statements)])
 
     async def _promote(self) -> tuple[int, set[str]]:
         """Promote in the queue that has waited longest first."""
@@ -122,6 +124,13 @@ class _Round:
             if pruned < self.limit:
                 pruned += await self._write(statement, limit=self.limit - pruned, **each)
         return pruned
+
+    def _overdue(self) -> tuple[str, str]:
+        """Return how to ask of which queues finished jobs, and dead letters, have been kept for too long."""
+        return (
+            self.render("finished", now=self.now, **self.kept),
+            self.render("buried", now=self.now, failed=self.kept[Status.FAILED]),
+        )
 
     def _news(self) -> tuple[str, str]:
         return self.render("next_due", now=self.now), self.render("next_expiry", run_out=self.run_out)

@@ -381,16 +381,20 @@ class MySQLStorage:
         if not job_ids:
             await checkpoint()
             return {}
-        ids, moment = sorted(set(job_ids)), clock(now)
-        cancel, statuses = self._render("cancel", ids=ids, now=moment), self._render("statuses", ids=ids)
-        # What follows is written last: it is none of those that were there to be cancelled.
-        statements = [cancel, statuses, *follow(self._render, ids, now=moment)]
-        _, stand, followed, *_ = await self._calls.run(partial(together, statements=statements))
-        holders = rows.holders(stand.rows)
-        if self._opened is not None:
-            self._opened.waker.call(holders)
-        self._wake(rows.woken(followed.rows) | holders)
-        return rows.statuses(stand.rows)
+        ids, moment, stand = sorted(set(job_ids)), clock(now), dict[UUID, Status]()
+        while ids:
+            cancel, statuses = self._render("cancel", ids=ids, now=moment), self._render("statuses", ids=ids)
+            # What follows is written last: it is none of those that were there to be cancelled.
+            statements = [cancel, statuses, *follow(self._render, ids, now=moment)]
+            _, found, followed, *_ = await self._calls.run(partial(together, statements=statements))
+            holders = rows.holders(found.rows)
+            if self._opened is not None:
+                self._opened.waker.call(holders)
+            self._wake(rows.woken(followed.rows) | holders)
+            stand |= rows.statuses(found.rows)
+            # One that waits has been dispatched, or made ready again, since we came by.
+            ids = [job_id for job_id in ids if stand.get(job_id) in {Status.PENDING, Status.SCHEDULED}]
+        return stand
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:
         """See `Storage.retry`."""

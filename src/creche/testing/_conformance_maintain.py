@@ -162,6 +162,19 @@ class RecoverConformance(Suite):
         assert record.last_error.type == "LeaseExpired"
         assert list(await storage.dead_letters(10)) == []
 
+    @pytest.mark.parametrize("cancelled", [False, True])
+    async def test_what_ends_by_it_and_is_kept_for_no_time_goes_in_the_same_call(
+        self, storage: Storage, cancelled: bool
+    ) -> None:
+        lease = await hold(storage, max_attempts=1)
+        if cancelled:
+            await storage.cancel([lease.job_id], now=T0)
+        nothing_kept = Retention(completed=0, failed=0, cancelled=0)
+        upkeep = await maintain(storage, retention=nothing_kept, now=at(LEASE))
+        assert upkeep == Upkeep(recovered=int(cancelled), buried=int(not cancelled), promoted=0, pruned=1)
+        assert await storage.find([lease.job_id]) == {}
+        assert list(await storage.dead_letters(10)) == []
+
     async def test_an_extended_lease_is_not_taken_back(self, storage: Storage) -> None:
         lease = await hold(storage)
         await extend(storage, lease, LEASE, now=at(30))
