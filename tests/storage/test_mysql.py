@@ -97,8 +97,9 @@ async def test_who_comes_to_wait_while_it_is_being_cancelled_is_cancelled_too(ds
 
 
 async def until_somebody_waits(dsn: str) -> None:
-    """Wait until a transaction waits for a lock; nobody else uses the server. Asked more often than ten times a second, it
-    says what it said last.
+    """Wait until a transaction waits for a lock; nobody else uses the server.
+
+    Asked more often than ten times a second, it says what it said last.
     """
     with closing(connect_mysql(dsn)) as connection, connection.cursor() as cursor:
         waiting = "SELECT 1 FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"

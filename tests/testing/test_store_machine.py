@@ -144,11 +144,12 @@ async def test_of_several_explanations_only_those_have_to_be_woken_whom_all_of_t
     copies = [oracle.copy(), oracle.copy()]
     for copy, queues in zip(copies, (["a", "b"], ["b", "c"]), strict=True):
         await copy.insert([NewJob(id=UUID(int=n), type="t", queue_name=q, payload=b"{}") for n, q in enumerate(queues)])
+    nobody = frozenset[str]()
     oracle.become_one_of(copies, exact=True)
-    assert oracle.wakes() == ({"b"}, {"a", "b", "c"})
-    assert oracle.wakes() == (set(), set())
+    assert oracle.wakes() == (frozenset("b"), frozenset("abc"))
+    assert oracle.wakes() == (nobody, nobody)
     oracle.become_one_of([copies[0].copy()], exact=False)
-    assert oracle.wakes() == (set(), set())
+    assert oracle.wakes() == (nobody, nobody)
     assert {row.record.queue_name for row in oracle.rows().jobs.values()} == {"a", "b"}
 
 
@@ -252,6 +253,15 @@ def test_a_promise_that_is_broken_is_noticed_on_the_rows_alone(promise: str) -> 
         promises.reserved(reservation(LEASE), UNTIL, START)
     with pytest.raises(PromiseBroken, match=promise):
         promises.keep(rows(*after), reach, START)
+
+
+def test_a_job_may_be_deleted_dispatched_anew_and_cancelled_at_once() -> None:
+    before = stored(Status.CANCELLED, token=3, callbacks=[FOLLOWS], attempts=0)
+    anew = stored(Status.CANCELLED, token=1, attempts=0)
+    reach = evolve(SETTLES, events=frozenset({*SETTLING, Event.CANCEL}))
+    at_first(before).keep(rows(anew), evolve(reach, deletes=[JOB]), START)
+    with pytest.raises(PromiseBroken, match="tokens never fall"):
+        at_first(before).keep(rows(anew), reach, START)
 
 
 def at_first(*jobs: StoredJob) -> Promises:

@@ -188,9 +188,12 @@ class Promises:
 
 
 def _reborn(job: StoredJob, reach: Reach) -> bool:
-    """Whether a row may be another one than before, of the same id: what is gone can be dispatched anew."""
-    went = reach.removes or job.record.id in reach.deletes
-    return went and reach.adds and job.token == 0 and job.record.attempts == 0
+    """Whether a row may be another one than before, of the same id: what is gone can be dispatched anew, and where
+    somebody deletes it, somebody else may have cancelled it since.
+    """
+    deleted = job.record.id in reach.deletes
+    new = job.token == 0 or (deleted and job.token == 1)
+    return (reach.removes or deleted) and reach.adds and new and job.record.attempts == 0
 
 
 def _alone(jobs: Collection[StoredJob]) -> None:
