@@ -153,6 +153,24 @@ CALLBACKS: Final = [
         tests=[kept("mysql", "test_of_many_that_send_the_same_job_at_once_every_callback_runs_once")],
     ),
     Defect(
+        name="cancelled-too-early",
+        breaks="what is dispatched, or made ready again, while it is being cancelled is left waiting",
+        edits=[Edit("src/creche/storage/mysql.py", "while ids:", "for ids in [ids]:")],
+        tests=["tests/storage/test_mysql.py::test_who_comes_to_wait_while_it_is_being_cancelled_is_cancelled_too"],
+    ),
+    Defect(
+        name="kept-until-next-time",
+        breaks="upkeep looks for what to prune before it has ended what it has to end",
+        edits=[
+            Edit(
+                "src/creche/storage/_mysql_upkeep.py",
+                "            if ended:  # some",
+                "            if not ended:  # some",
+            )
+        ],
+        tests=[kept("mysql", "test_what_ends_by_it_and_is_kept_for_no_time_goes_in_the_same_call")],
+    ),
+    Defect(
         name="dead-and-alive",
         breaks="a job that is retried while its failure is being committed stays among the dead letters",
         edits=[Edit("src/creche/storage/postgresql.py", '("expire_rivals", "retry", "unbury")', '("unbury", "retry")')],

@@ -70,10 +70,11 @@ class Oracle(MemoryStorage):
             exact: whether one of them is what came of it to the letter; else nobody has to be woken.
         """
         self._know(copies[0])
-        must, may = zip(*(each.wakes() for each in copies), strict=True)
-        self._may_wake |= frozenset.union(*may)
+        wakes = [each.wakes() for each in copies]
+        self._may_wake = self._may_wake.union(*(may for _, may in wakes))
         if exact:
-            self._must_wake |= frozenset.intersection(*must)
+            first, *others = (must for must, _ in wakes)
+            self._must_wake |= first.intersection(*others)
 
     def _know(self, other: Oracle) -> None:
         self._rows = {job_id: _copy(row) for job_id, row in other._rows.items()}
