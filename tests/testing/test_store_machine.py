@@ -127,6 +127,8 @@ def test_a_dispatch_may_say_how_the_job_that_it_joined_stands_by_now_and_nothing
     assert agreeing([(early,)], [(late,)], rows(DONE))
     assert not agreeing([(early,)], [(late,)])
     assert not agreeing([(early,)], [(late,)], rows(RUNNING))
+    assert agreeing([(early,)], [(late,)], rows())  # over, and deleted since
+    assert not agreeing([(early,)], [(evolve(late, status=Status.PROCESSING),)], rows())
     assert not agreeing([(early,)], [(evolve(late, inserted=True),)], rows(DONE))
     assert not agreeing([(early,)], [(evolve(late, result=b"1"),)], rows(DONE))
 

@@ -15,7 +15,7 @@ from attrs import evolve, frozen
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from creche._job import Event, Extension, Insertion, Lease, Retention, Settled, Settlement, Upkeep
+from creche._job import FINISHED, Event, Extension, Insertion, Lease, Retention, Settled, Settlement, Upkeep
 from creche._lifecycle import SETTLING
 from creche.abc import Storage
 from creche.testing import _machine_draws as draw
@@ -224,9 +224,13 @@ def agreeing(expected: Sequence[Any], found: Sequence[Any], latest: StoredRows |
 def _earlier(answer: Any, right: Any, latest: StoredRows | None) -> Any:
     """Return what a dispatch was answered as it would have been a moment earlier, if it says how its job stands now."""
     match answer, right:
-        case (Insertion() as late,), (Insertion() as early,) if latest and late.job_id in latest.jobs:
-            now = latest.jobs[late.job_id].record
-            if late.status is now.status and late.result in {None, now.result}:
+        case (Insertion() as late,), (Insertion() as early,) if latest:
+            job = latest.jobs.get(late.job_id)
+            if job is None:  # it was over, and somebody deleted it
+                possible = late.status in FINISHED
+            else:
+                possible = late.status is job.record.status and late.result in {None, job.record.result}
+            if possible:
                 return (evolve(late, status=early.status, result=early.result),)
         case _:
             pass
