@@ -40,6 +40,7 @@ class _Scene:
     Attributes:
         followed: are held, and have one of the `callbacks` each.
         late: meet what is over, and bring a callback.
+        mark: ends the names of its queues and workers: what was cut off in the scene before may yet be written.
     """
 
     fresh: Sequence[NewJob]
@@ -49,17 +50,23 @@ class _Scene:
     followed: Sequence[Lease]
     callbacks: Sequence[FollowUp]
     late: Sequence[NewJob]
+    mark: str
+
+    def own(self, name: str) -> str:
+        """Return a name that is this scene's alone."""
+        return f"{name} {self.mark}"
 
 
 async def _scene(storage: Storage) -> _Scene:
     callbacks = [follow_up() for _ in range(3)]
     for number in range(3):
         await bring(storage, Status.COMPLETED, queue_name="q", idempotency_key=str(number))
-    await storage.pause(["first", "second"], now=T0)
-    await storage.set_retention("first", FOREVER)
-    await storage.announce(presence("there"), 60, now=T0)
+    mark = token_bytes(8).hex()
+    await storage.pause([f"first {mark}", f"second {mark}"], now=T0)
+    await storage.set_retention(f"first {mark}", FOREVER)
+    await storage.announce(presence(f"there {mark}"), 60, now=T0)
     return _Scene(
-        # Names of this scene alone: what was cut off in the one before may yet be written.
+        mark=mark,
         fresh=[new_job(queue_name="fresh", fingerprint=token_bytes(32)) for _ in range(3)],
         waiting=[await add(storage, queue_name="waiting") for _ in range(3)],
         held=[await hold(storage) for _ in range(3)],
@@ -125,13 +132,13 @@ WRITES: Final[dict[str, tuple[_Operation, Callable[[_Scene], Sequence[UUID]]]]] 
 """Each operation that writes, and the jobs that it changes: all of them, or none."""
 
 SETTINGS: Final[dict[str, _Operation]] = {
-    "pause": lambda storage, _: storage.pause(["waiting", "other", "third"], now=at(1)),
-    "resume": lambda storage, _: storage.resume(["first", "second", "unknown"]),
-    "set_retention": lambda storage, _: storage.set_retention("waiting", FOREVER),
-    "take a retention away": lambda storage, _: storage.set_retention("first", None),
-    "announce": lambda storage, _: storage.announce(presence("new"), 60, now=at(1)),
-    "announce again": lambda storage, _: storage.announce(presence("there", pid=2), 90, now=at(1)),
-    "withdraw": lambda storage, _: storage.withdraw("there"),
+    "pause": lambda storage, scene: storage.pause([scene.own("third"), scene.own("other")], now=at(1)),
+    "resume": lambda storage, scene: storage.resume([scene.own("first"), scene.own("second"), scene.own("x")]),
+    "set_retention": lambda storage, scene: storage.set_retention(scene.own("second"), FOREVER),
+    "take a retention away": lambda storage, scene: storage.set_retention(scene.own("first"), None),
+    "announce": lambda storage, scene: storage.announce(presence(scene.own("new")), 60, now=at(1)),
+    "announce again": lambda storage, scene: storage.announce(presence(scene.own("there"), pid=2), 90, now=at(1)),
+    "withdraw": lambda storage, scene: storage.withdraw(scene.own("there")),
 }
 """Each operation that changes no job, but what is set for queues or known of workers."""
 
@@ -151,11 +158,14 @@ async def _rows(storage: Storage) -> dict[UUID, JobRecord]:
     return {record.id: record for record in await storage.list(JobFilter(), 100)}
 
 
-async def _settings(storage: Storage) -> object:
-    """Return what is set for queues, and who is there; what jobs there are does not show."""
+async def _settings(storage: Storage, scene: _Scene) -> object:
+    """Return what is set for a scene's queues, and which of its workers are there."""
     queues = [(each.queue_name, each.paused_at, each.retention) for each in await storage.stats(now=T0)]
     workers = [(each.presence, each.started_at, each.seen_at) for each in await storage.workers(now=at(1))]
-    return queues, workers
+    return (
+        [each for each in queues if each[0].endswith(scene.mark)],
+        [each for each in workers if each[0].name.endswith(scene.mark)],
+    )
 
 
 async def _assert_usable(storage: Storage) -> None:
@@ -221,7 +231,7 @@ class CancellationConformance(Suite):
         self, storage: Storage, name: str, checkpoints: int
     ) -> None:
         scene = await _scene(storage)
-        before = await _settings(storage)
+        before = await _settings(storage, scene)
 
         async def run() -> None:
             await SETTINGS[name](storage, scene)
@@ -232,9 +242,9 @@ class CancellationConformance(Suite):
                 for _ in range(checkpoints):
                     await checkpoint()
                 group.cancel_scope.cancel()
-            after = await _settings(storage)
+            after = await _settings(storage, scene)
             await SETTINGS[name](storage, scene)
-            again = await _settings(storage)
+            again = await _settings(storage, scene)
         assert again != before
         assert after in (before, again)
 
