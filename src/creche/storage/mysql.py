@@ -383,17 +383,18 @@ class MySQLStorage:
             return {}
         ids, moment, stand = sorted(set(job_ids)), clock(now), dict[UUID, Status]()
         while ids:
-            cancel, statuses = self._render("cancel", ids=ids, now=moment), self._render("statuses", ids=ids)
+            cancel, look = self._render("cancel", ids=ids, now=moment), self._render("statuses", ids=ids)
             # What follows is written last: it is none of those that were there to be cancelled.
-            statements = [cancel, statuses, *follow(self._render, ids, now=moment)]
+            statements = [cancel, look, *follow(self._render, ids, now=moment)]
             _, found, followed, *_ = await self._calls.run(partial(together, statements=statements))
             holders = rows.holders(found.rows)
             if self._opened is not None:
                 self._opened.waker.call(holders)
             self._wake(rows.woken(followed.rows) | holders)
-            stand |= rows.statuses(found.rows)
-            # One that waits has been dispatched, or made ready again, since we came by.
-            ids = [job_id for job_id in ids if stand.get(job_id) in {Status.PENDING, Status.SCHEDULED}]
+            statuses = rows.statuses(found.rows)
+            # One that waits has been dispatched, or made ready again, since we came by; and it may be gone next time.
+            ids = sorted(each for each, status in statuses.items() if status in {Status.PENDING, Status.SCHEDULED})
+            stand |= {job_id: status for job_id, status in statuses.items() if job_id not in ids}
         return stand
 
     async def retry(self, job_ids: Collection[UUID], *, now: datetime | None = None) -> Mapping[UUID, Status]:

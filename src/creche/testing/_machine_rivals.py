@@ -222,7 +222,9 @@ def agreeing(expected: Sequence[Any], found: Sequence[Any], latest: StoredRows |
 
 
 def _earlier(answer: Any, right: Any, latest: StoredRows | None) -> Any:
-    """Return what a dispatch was answered as it would have been a moment earlier, if it says how its job stands now."""
+    """Return what a dispatch was answered as it would have been a moment earlier, if it says how its job stands now, or
+    that it was over before it was deleted.
+    """
     match answer, right:
         case (Insertion() as late,), (Insertion() as early,) if latest:
             job = latest.jobs.get(late.job_id)
