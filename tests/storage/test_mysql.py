@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 from uuid import UUID
@@ -12,6 +12,7 @@ import pytest
 
 from creche._ids import new_job_id
 from creche._job import NewJob, Status
+from creche.storage._asyncmy import Connection
 from creche.storage.mysql import MySQLStorage
 from creche.testing.servers import connect_mysql
 from databases import empty_database
@@ -94,6 +95,30 @@ async def test_who_comes_to_wait_while_it_is_being_cancelled_is_cancelled_too(ds
                     await storage.insert([late])
         assert answers == [dict.fromkeys(asked, Status.CANCELLED)]
         assert {record.status for record in (await storage.find(asked)).values()} == {Status.CANCELLED}
+
+
+async def test_who_came_to_wait_and_is_gone_at_the_second_look_is_left_out(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = job()
+    async with MySQLStorage(dsn) as storage:
+        run, calls = storage._calls.run, list[object]()
+
+        async def between(work: Callable[[Connection], Awaitable[Any]]) -> Any:
+            answers = await run(work)
+            calls.append(work)
+            if len(calls) > 1:
+                return answers
+            await storage.insert([late])  # as if it had come between the two statements
+            stands = await run(lambda connection: connection.run("SELECT id, status, locked_by FROM creche_jobs"))
+            with closing(connect_mysql(dsn)) as raw, raw.cursor() as cursor:
+                cursor.execute("DELETE FROM creche_jobs")
+            return [answers[0], *stands, *answers[2:]]
+
+        monkeypatch.setattr(storage._calls, "run", between)
+        with anyio.fail_after(5):
+            assert await storage.cancel([late.id]) == {}
+    assert len(calls) >= 2
 
 
 async def until_somebody_waits(dsn: str) -> None:
