@@ -12,6 +12,7 @@ from uuid import UUID
 
 import anyio
 from attrs import evolve
+from msgspec.structs import replace
 
 from creche._job import (
     End,
@@ -29,6 +30,7 @@ from creche._job import (
     Progress,
     QueueStats,
     Reservation,
+    Retention,
     Settled,
     Settlement,
     Severity,
@@ -43,14 +45,18 @@ from creche.storage.memory import MemoryStorage
 class ForgetsTheNonce(MemoryStorage):
     """A counter alone fences."""
 
-    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
         known = {
-            each.lease: evolve(each.lease, nonce=row.nonce)
+            each.lease: replace(each.lease, nonce=row.nonce)
             for each in settlements
             if (row := self._rows.get(each.lease.job_id))
         }
         back = {real: said for said, real in known.items()}
-        answer = await super().settle([evolve(each, lease=known.get(each.lease, each.lease)) for each in settlements])
+        answer = await super().settle(
+            [replace(each, lease=known.get(each.lease, each.lease)) for each in settlements], retention=retention
+        )
         return Settled(
             accepted=frozenset(back.get(lease, lease) for lease in answer.accepted),
             lost=frozenset(back.get(lease, lease) for lease in answer.lost),
@@ -131,30 +137,79 @@ class ShortensLeases(MemoryStorage):
 class GivesExpiredLeasesUp(MemoryStorage):
     """An expired lease is lost before anybody took it back."""
 
-    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
         moment = now or self._now()
         alive = [
             each
             for each in settlements
             if (row := self._rows.get(each.lease.job_id)) and (row.record.locked_until or moment) >= moment
         ]
-        answer = await super().settle(alive, now=now)
+        answer = await super().settle(alive, retention=retention, now=now)
         return evolve(answer, lost=frozenset(each.lease for each in settlements) - answer.accepted)
 
 
 class SettlesTwice(MemoryStorage):
     """A repeated settlement has an effect."""
 
-    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
-        answer = await super().settle(settlements, now=now)
-        for lease in answer.accepted:
-            self._rows[lease.job_id].change(updated_at=now)
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
+        answer = await super().settle(settlements, retention=retention, now=now)
+        for row in self._of([lease.job_id for lease in answer.accepted]):
+            row.change(updated_at=now)
         return answer
 
 
+class KeepsWhatNobodyKeeps(MemoryStorage):
+    """What is kept for no time is left to upkeep."""
+
+    def _delete_unkept(self, leases: Collection[Lease]) -> set[Lease]:
+        return set()
+
+
+class DeletesHoweverItEnds(MemoryStorage):
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
+        answer = await super().settle(settlements, retention=retention, now=now)
+        for row in self._of([lease.job_id for lease in answer.accepted]):
+            if retention is not None and retention.completed == 0 and not row.record.status.active:
+                del self._rows[row.record.id]
+        return answer
+
+
+class DeletesWhatAnotherHolds(MemoryStorage):
+    """Whoever was overtaken deletes the job, and is told that the lease was lost."""
+
+    def _delete_unkept(self, leases: Collection[Lease]) -> set[Lease]:
+        gone = super()._delete_unkept(leases)
+        for row in self._of([lease.job_id for lease in leases]):
+            if row.record.status is Status.PROCESSING and not self._kept(row):
+                del self._rows[row.record.id]
+        return gone
+
+
+class DeletesWhatIsOfUse(MemoryStorage):
+    """Nobody asks for a result that is to answer for its fingerprint, for a queue's retention, or for who watches."""
+
+    def _kept(self, row: Any) -> bool:
+        return bool(row.callbacks)
+
+
+class NeverSaysThatItIsGone(MemoryStorage):
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
+        return evolve(await super().settle(settlements, retention=retention, now=now), gone=frozenset())
+
+
 class CountsReleases(MemoryStorage):
-    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
-        answer = await super().settle(settlements, now=now)
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
+        answer = await super().settle(settlements, retention=retention, now=now)
         for each in settlements:
             if each.event is Event.RELEASE and (row := self._rows.get(each.lease.job_id)):
                 row.change(attempts=row.record.attempts + 1)
@@ -185,8 +240,10 @@ class BringsBackTogether(MemoryStorage):
 
 
 class PrunesFreshResults(MemoryStorage):
-    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
-        answer = await super().settle(settlements, now=now)
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
+        answer = await super().settle(settlements, retention=retention, now=now)
         for lease in answer.accepted:
             self._rows[lease.job_id].change(result_expires_at=None)
         return answer
@@ -258,13 +315,15 @@ class ForgetsChains(MemoryStorage):
 class FollowsAfterAwhile(MemoryStorage):
     """Callbacks are looked at first, and the end is written later."""
 
-    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
         seen = {each.lease.job_id: [*self._rows[each.lease.job_id].callbacks] for each in settlements}
         for _ in range(9):
             await anyio.lowlevel.checkpoint()
         for job_id, callbacks in seen.items():
             self._rows[job_id].callbacks = callbacks
-        return self.settle_now(settlements, now=now)
+        return self.settle_now(settlements, retention=retention, now=now)
 
 
 class JoinsWithEmptyHands(MemoryStorage):
@@ -480,9 +539,11 @@ class ShowsWhoIsGone(MemoryStorage):
 class ShowsWhatEachHeld(MemoryStorage):
     """A worker's name stays on the rows of its attempts."""
 
-    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
         held = {each.lease.job_id: self._rows[each.lease.job_id].record.locked_by for each in settlements}
-        answer = await super().settle(settlements, now=now)
+        answer = await super().settle(settlements, retention=retention, now=now)
         for job_id, worker in held.items():
             self._rows[job_id].change(locked_by=worker)
         return answer

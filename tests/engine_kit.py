@@ -109,11 +109,13 @@ class Faulty(MemoryStorage):
         await self._after("extend")
         return answer
 
-    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
         await self._before("settle")
         self.settled += settlements
         self.sizes.append(len(settlements))
-        answer = await super().settle(settlements, now=now)
+        answer = await super().settle(settlements, retention=retention, now=now)
         await self._after("settle")
         return answer
 

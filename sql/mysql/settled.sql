@@ -19,6 +19,5 @@ SELECT id, token, nonce,
        ) AS watchers,
        status = 'processing' AS left_out
   FROM creche_jobs AS j FORCE INDEX (PRIMARY)
- WHERE id IN (%(ids)s)
-   AND (id, token, nonce) IN (%(leases)s)
+ WHERE %(held)s
    AND (status <> 'processing' OR callbacks IS NOT NULL)

@@ -3,14 +3,20 @@
 -- index, and the outer LIMIT stops the walk, so exactly as many rows are locked as are taken. MATERIALIZED: without it
 -- the planner may run the walk more than once. ANY (ARRAY ...) rather than a join: whatever the planner believes of
 -- LIMIT, it then goes to the rows by their ids.
--- A queue that is paused is as if it had not been named: one probe of creche_queues per name, which locks nothing and
--- leaves the names in their order, as a join might not.
+-- A queue that is paused is as if it had not been named. Those that are paused are looked up at once, by their names: it
+-- locks nothing, and leaves the names in their order, as a join might not. With a subquery for each name the planner, who
+-- takes an unknown array for ten of them, would never keep the plan of a prepared statement.
 -- The filter reads now(), for clock_timestamp() can't be an index condition; the lease begins later than the caller
 -- asked for it, so that the caller's own deadline always comes first.
 WITH queue AS MATERIALIZED (
     SELECT asked.name
       FROM unnest(%(queues)s::text[]) AS asked (name)
-     WHERE (SELECT q.paused_at FROM creche_queues AS q WHERE q.queue_name = asked.name) IS NULL
+     WHERE asked.name <> ALL (ARRAY (
+               SELECT q.queue_name
+                 FROM creche_queues AS q
+                WHERE q.queue_name = ANY (%(queues)s::text[])
+                  AND q.paused_at IS NOT NULL
+           ))
 ), claimed AS MATERIALIZED (
     SELECT j.id
       FROM queue

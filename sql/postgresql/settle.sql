@@ -7,7 +7,7 @@
 WITH ended AS MATERIALIZED (
     SELECT n.*, clock.now,
            CASE WHEN n.due THEN coalesce(n.available_at, clock.now + make_interval(secs => n.delay)) END AS due_at
-      FROM json_to_recordset(%(settlements)s::json) AS n (
+      FROM json_to_recordset(%(settlements)s::json) AS n (  -- what an element does not have is NULL
                id uuid, token bigint, nonce bigint, status text, goes_on boolean, gives_back boolean,
                due boolean, delay double precision, available_at timestamptz,
                result text, error text, last_error text, followed boolean
@@ -16,12 +16,12 @@ WITH ended AS MATERIALIZED (
 ), settled AS (
     UPDATE creche_jobs AS j
        SET status = CASE
-               WHEN NOT s.goes_on THEN s.status
+               WHEN s.goes_on IS NOT TRUE THEN s.status
                WHEN j.cancel_requested THEN 'cancelled'
                WHEN s.due_at <= s.now THEN 'pending'
                ELSE s.status
            END,
-           attempts = j.attempts - s.gives_back::integer,
+           attempts = j.attempts - coalesce(s.gives_back, false)::integer,
            available_at = CASE
                WHEN s.goes_on AND NOT j.cancel_requested THEN coalesce(s.due_at, j.available_at)
                ELSE j.available_at
@@ -43,7 +43,7 @@ WITH ended AS MATERIALIZED (
            END,
            last_error = coalesce(s.last_error, j.last_error),
            updated_at = s.now,
-           completed_at = CASE WHEN NOT s.goes_on OR j.cancel_requested THEN s.now END
+           completed_at = CASE WHEN s.goes_on IS NOT TRUE OR j.cancel_requested THEN s.now END
       FROM ended AS s
      WHERE j.id = ANY (ARRAY (SELECT ended.id FROM ended))
        AND j.id = s.id
@@ -60,7 +60,8 @@ WITH ended AS MATERIALIZED (
                           AND other.callbacks IS NOT NULL
                    )
            )
-    RETURNING j.*
+    RETURNING j.id, j.token, j.nonce, j.queue_name, j.type, j.payload, j.status, j.priority, j.attempts, j.max_attempts,
+              j.available_at, j.errors, j.created_at, j.updated_at, j.completed_at
 ), buried AS (
     INSERT INTO creche_dead_letters (
         job_id, queue_name, type, payload, priority, attempts, max_attempts, created_at, buried_at, errors
@@ -71,12 +72,15 @@ WITH ended AS MATERIALIZED (
         ON CONFLICT (job_id) DO UPDATE
        SET attempts = excluded.attempts, buried_at = excluded.buried_at, errors = excluded.errors
 )
-SELECT id, token, nonce,
-       CASE WHEN status = 'pending'
-              OR status = 'scheduled' AND available_at < updated_at + make_interval(secs => %(horizon)s)
-           THEN queue_name
-       END AS woken
-  FROM settled
+-- What was left comes back, and whom to wake: a batch of which all was ended, as nearly all are, answers with nothing.
+SELECT e.id, e.token, e.nonce, NULL AS woken
+  FROM ended AS e
+ WHERE (e.id, e.token, e.nonce) NOT IN (SELECT s.id, s.token, s.nonce FROM settled AS s)
+ UNION ALL
+SELECT DISTINCT NULL::uuid, NULL::bigint, NULL::bigint, s.queue_name
+  FROM settled AS s
+ WHERE s.status = 'pending'
+    OR s.status = 'scheduled' AND s.available_at < s.updated_at + make_interval(secs => %(horizon)s)
  UNION ALL
 SELECT NULL, NULL, NULL, w.watcher
   FROM creche_watches AS w

@@ -54,6 +54,7 @@ from creche.errors import (
 _log = logging.getLogger("creche")
 
 _NO_RESULT: Final = b"null"
+_RELEASED: Final = Released()
 
 _current: ContextVar[Job] = ContextVar("creche_current_job")
 
@@ -64,10 +65,10 @@ class Job:
     A handler gets it by annotating its first parameter `Job`, or from `current_job()`.
     """
 
-    def __init__(self, held: Held, desk: Desk) -> None:
+    def __init__(self, held: Held, desk: Desk, started: float) -> None:
         self._held = held
         self._desk = desk
-        self._started = anyio.current_time()
+        self._started = started
         self._transacting = False
         self._result: bytes | None = None
         self._thread = threading.get_ident()
@@ -386,14 +387,6 @@ class Handlers(Protocol):
 
 
 @frozen(kw_only=True)
-class Result:
-    """How an attempt ended; `outcome` is None when there is nothing left to say: the lease is lost."""
-
-    outcome: Outcome | None
-    seconds: float
-
-
-@frozen(kw_only=True)
 class Desk:
     """What a handler's `Job` asks, and tells.
 
@@ -420,74 +413,82 @@ class Runner:
     Args:
         handlers: what to call.
         desk: for the `Job` that handlers see.
+        ended: called with how each attempt ended (None: there is nothing left to say, its lease is lost), and with the
+            moment at which it had begun.
         job_timeout: seconds that an attempt may take whose type says nothing of it; None: as long as it likes.
     """
 
-    def __init__(self, handlers: Handlers, desk: Desk, *, job_timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        handlers: Handlers,
+        desk: Desk,
+        *,
+        ended: Callable[[Held, Outcome | None, float], None],
+        job_timeout: float | None = None,
+    ) -> None:
         self._handlers = handlers
         self._desk = desk
+        self._ended = ended
         self._job_timeout = job_timeout
+        self._kind = CancelScope
 
-    async def run(self, held: Held, ended: Callable[[Result], None]) -> None:
+    async def run(self, held: Held, now: float) -> None:
         """Run one attempt inside its lease, and tell how it ended.
 
         Cancelled from outside, the attempt ends as released, and the cancellation goes on.
         """
-        job = Job(held, self._desk)
+        job = Job(held, self._desk, now)
         token = _current.set(job)
-        start: Final = anyio.current_time()
-        outcome: Outcome | None = Released()
+        outcome: Outcome | None = _RELEASED
         try:
-            outcome = await _inside_lease(held, lambda: self._outcome(job))
+            if held.verdict is not None:  # while it waited for a slot
+                outcome = Aborted() if held.verdict is Verdict.ASKED else None
+            elif held.end > now:  # a neighbour may have blocked the loop past it, and nobody has looked since
+                outcome = await self._inside_lease(held, job)
         finally:
             _current.reset(token)
             if held.settled:
                 job.afterthought(outcome)
             else:
-                ended(Result(outcome=outcome, seconds=anyio.current_time() - start))
+                self._ended(held, outcome, now)
 
-    async def _outcome(self, job: Job) -> Outcome:
+    async def _inside_lease(self, held: Held, job: Job) -> Outcome | None:
+        timeout = self._handlers.job_timeout(held.job.type) or self._job_timeout
+        outcome: Outcome | None = None
+        scope = held.scope(self._kind)
+        self._kind = type(scope)  # the event loop's own: to have each chosen by anyio again costs a third of a scope
+        try:
+            with scope:
+                if timeout is None:
+                    outcome = await _outcome(self._handlers.call(job, held.job.payload))
+                else:
+                    outcome = await self._in_time(job, timeout)
+        except Exception as error:  # noqa: BLE001 - a task group that was cancelled and failed while it cleaned up
+            outcome = Failed(error=describe(error))
+        except get_cancelled_exc_class() as error:
+            if scope.cancel_called or anyio.current_effective_deadline() == -math.inf:
+                raise
+            # On asyncio a handler may let out a cancellation that nobody asked for: of a future, or of its own task.
+            outcome = Failed(error=describe(error))
+        if isinstance(outcome, Succeeded):
+            return outcome  # it finished, however late; the fence decides what it is worth
+        if held.verdict is Verdict.ASKED:
+            return Aborted()
+        if scope.cancel_called:  # the deadline passed, or the lease is known to be lost
+            return None
+        if anyio.current_effective_deadline() == -math.inf:
+            return _RELEASED  # an error raised while the whole worker was being cancelled is no failure of the job
+        return outcome
+
+    async def _in_time(self, job: Job, timeout: float) -> Outcome:
         """Call the handler, for as long as an attempt may take."""
-        timeout = self._handlers.job_timeout(job.type) or self._job_timeout
-
-        async def call() -> Outcome:
-            return await _outcome(self._handlers.call(job, job.payload_text))
-
-        if timeout is None:
-            return await call()
         late = describe(JobTimeout(timeout))
         outcome: Outcome = Failed(error=late)
         with CancelScope(deadline=anyio.current_time() + timeout) as job.limit:
-            outcome = await call()
+            outcome = await _outcome(self._handlers.call(job, job.payload_text))
         if job.limit.cancel_called and isinstance(outcome, Failed):  # what it raised while it was made to end
             return Failed(error=evolve(late, traceback=outcome.error.traceback))
         return outcome
-
-
-async def _inside_lease(held: Held, call: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome | None:
-    outcome: Outcome | None = None
-    scope = held.scope()
-    try:
-        with scope:
-            await anyio.lowlevel.checkpoint()  # cancelled already: the handler's first line never runs
-            # A neighbour may have blocked the loop past our deadline, and nobody has looked at the clock since.
-            outcome = Released() if held.expired else await call()
-    except Exception as error:  # noqa: BLE001 - a task group that was cancelled and failed while it cleaned up
-        outcome = Failed(error=describe(error))
-    except get_cancelled_exc_class() as error:
-        if scope.cancel_called or anyio.current_effective_deadline() == -math.inf:
-            raise
-        # On asyncio a handler may let out a cancellation that nobody here asked for: of a future, or of its own task.
-        outcome = Failed(error=describe(error))
-    if isinstance(outcome, Succeeded):
-        return outcome  # it finished, however late; the fence decides what it is worth
-    if held.verdict is Verdict.ASKED:
-        return Aborted()
-    if scope.cancel_called:  # the deadline passed, or the lease is known to be lost
-        return None
-    if anyio.current_effective_deadline() == -math.inf:
-        return Released()  # an error raised while the whole worker was being cancelled is no failure of the job
-    return outcome
 
 
 def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:

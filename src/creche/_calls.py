@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
-from attrs import evolve, field, fields, frozen
+from attrs import field, frozen
 
 from creche._callbacks import Callbacks, Chain, check_callbacks
 from creche._ids import new_job_id
@@ -51,13 +51,23 @@ class Options:
 
     def over(self, base: Options) -> Options:
         """Return these options, with those of `base` where these say nothing."""
-        given = {each.name: getattr(self, each.name) for each in fields(Options)}
-        due = self.delay is not None or self.available_at is not None
-        if due:  # a delay of the call's own replaces a task's moment, and the other way round
-            base = evolve(base, delay=None, available_at=None)
-        if self.unique is False:  # a ttl of the base's would switch single flight on again
-            base = evolve(base, result_ttl=None)
-        return evolve(base, **{name: value for name, value in given.items() if value is not None})
+        # A delay of the call's own replaces a task's moment, and the other way round.
+        due = self if self.delay is not None or self.available_at is not None else base
+        # A ttl of the base's would switch single flight on again.
+        ttl = self.result_ttl if self.result_ttl is not None or self.unique is False else base.result_ttl
+        return Options(
+            queue=base.queue if self.queue is None else self.queue,
+            priority=base.priority if self.priority is None else self.priority,
+            delay=due.delay,
+            available_at=due.available_at,
+            max_attempts=base.max_attempts if self.max_attempts is None else self.max_attempts,
+            idempotency_key=base.idempotency_key if self.idempotency_key is None else self.idempotency_key,
+            result_ttl=ttl,
+            unique=base.unique if self.unique is None else self.unique,
+            refresh=base.refresh if self.refresh is None else self.refresh,
+            callbacks=base.callbacks if self.callbacks is None else self.callbacks,
+            connection=base.connection if self.connection is None else self.connection,
+        )
 
     @property
     def single_flight(self) -> bool:
@@ -101,6 +111,7 @@ def make_options(
     )
 
 
+NO_OPTIONS: Final = Options()
 DEFAULTS: Final = Options(queue=DEFAULT_QUEUE, priority=0, delay=0.0, max_attempts=DEFAULT_MAX_ATTEMPTS, unique=False)
 
 
@@ -183,12 +194,22 @@ def around_result(
 # --- values to JSON text, with their limits ---------------------------------------------------------
 
 
-def encode_payload(serializer: Serializer, arguments: object, type: str) -> bytes:
-    """Return arguments as JSON text that every engine keeps, or raise PayloadInvalid."""
+def encode_payload(serializer: Serializer, arguments: object, type: str, *, plain: object = None) -> bytes:
+    """Return arguments as JSON text that every engine keeps, or raise PayloadInvalid.
+
+    Args:
+        serializer: what writes it.
+        arguments: the values.
+        type: of the job.
+        plain: the same as plain values, where they are known already: our own serializer would make them anew.
+    """
     try:
-        data = serializer.encode(arguments)
-        if not isinstance(serializer, JSONSerializer):
-            check_json(data)
+        if plain is not None and serializer.__class__ is JSONSerializer:
+            data = msgspec.json.encode(plain)
+        else:
+            data = serializer.encode(arguments)
+            if not isinstance(serializer, JSONSerializer):
+                check_json(data)
     except Refused as refused:
         raise PayloadInvalid(refused.reason, path=refused.path, type=type) from None
     if len(data) > MAX_PAYLOAD:
@@ -199,6 +220,8 @@ def encode_payload(serializer: Serializer, arguments: object, type: str) -> byte
 
 def encode_result(serializer: Serializer, result: object, type: str, limit: int = MAX_RESULT) -> bytes:
     """Return a result as JSON text of at most `limit` bytes, or raise ResultInvalid."""
+    if result is None and serializer.__class__ is JSONSerializer:
+        return b"null"
     try:
         data = serializer.encode(result)
         if not isinstance(serializer, JSONSerializer):

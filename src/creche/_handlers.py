@@ -37,7 +37,7 @@ class Threads:
 
     def stuck(self, queue_name: str | None = None) -> int:
         """Return how many outlive their attempts: of this queue's jobs, or in all."""
-        return self._stuck[queue_name]
+        return self._stuck.get(queue_name, 0)
 
     async def run(self, function: Callable[[], Any], job: Job) -> Any:
         """Call `function` in a thread. Cancelled, it leaves the thread to itself, and its result is thrown away; where
@@ -107,11 +107,13 @@ class TaskHandlers:
 
     def backoff(self, type: str) -> Backoff | None:
         """Return the task's own back-off."""
-        return self._tasks.get(type).backoff if type in self._tasks else None
+        task = self._tasks.find(type)
+        return None if task is None else task.backoff
 
     def job_timeout(self, type: str) -> float | None:
         """Return the task's own limit."""
-        return self._tasks.get(type).job_timeout if type in self._tasks else None
+        task = self._tasks.find(type)
+        return None if task is None else task.job_timeout
 
     async def call(self, job: Job, payload: bytes) -> bytes:
         """Run the handler of `job`; return its result as JSON text."""

@@ -6,8 +6,7 @@ It asks no storage; the renewer and the settler do, and write down here what the
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum, auto
 from typing import Final
 
@@ -15,9 +14,6 @@ import anyio
 from anyio import CancelScope
 
 from creche._job import Lease, Progress, ReservedJob
-
-_BACKLOG: Final = 100  # ends that may wait to be written, at least
-GLANCE: Final = 1.0  # seconds between looks at what rings no bell
 
 
 class Verdict(Enum):
@@ -51,13 +47,15 @@ class Held:
         "job",
         "lease",
         "progress",
+        "reserved",
         "settled",
         "settling",
         "verdict",
     )
 
-    def __init__(self, job: ReservedJob, deadline: float) -> None:
+    def __init__(self, job: ReservedJob, deadline: float, *, reserved: float = -math.inf) -> None:
         self.job = job
+        self.reserved = reserved  # when, on the same clock
         self.lease: Lease = job.lease
         self._deadline = deadline
         self._secured = -math.inf
@@ -76,16 +74,16 @@ class Held:
     @property
     def end(self) -> float:
         """When the attempt is ended: with the right to run, or later, while a lock keeps everybody else away."""
-        return max(self.deadline, self._guarded)
+        return max(self._deadline, self._secured, self._guarded)
 
     @property
     def expired(self) -> bool:
         """Whether that has passed, as far as we can know."""
         return anyio.current_time() >= self.end
 
-    def scope(self) -> CancelScope:
-        """Return the scope in which the attempt has to run: it ends with the lease."""
-        self._scope = CancelScope()
+    def scope(self, kind: type[CancelScope] = CancelScope) -> CancelScope:
+        """Return the scope, of this class, in which the attempt has to run: it ends with the lease."""
+        self._scope = kind()
         if self.verdict is not None:
             self._scope.cancel(_REASONS[self.verdict])
         return self._scope
@@ -122,22 +120,11 @@ class Held:
 
 
 class Holdings:
-    """All leases that this worker must renew: from the reserve until the settle was answered.
+    """All leases that this worker must renew: from the reserve until the settle was answered."""
 
-    Args:
-        limit: how many attempts may run at once.
-        stuck: how many handlers, of a queue's jobs or (None) in all, sit in threads that their attempts had to leave;
-            each takes a slot until it ends.
-    """
-
-    def __init__(self, limit: int, stuck: Callable[[str | None], int] = lambda _: 0) -> None:
-        self.limit = limit
-        self._stuck = stuck
+    def __init__(self) -> None:
         self._held: dict[Lease, Held] = {}
-        self._running = 0
-        self._running_in: Counter[str] = Counter()
-        self._room = anyio.Event()
-        self._taken = anyio.Event()
+        self._taken: anyio.Event | None = None  # made by whoever waits: it costs more than the rest of `take`
         self._next_end = math.inf
         self._earlier = anyio.Event()
 
@@ -155,53 +142,20 @@ class Holdings:
         """Return what is held under this lease."""
         return self._held.get(lease)
 
-    @property
-    def room(self) -> int:
-        """How many more attempts may run; none while too many ends wait to be written."""
-        backlog = max(2 * self.limit, _BACKLOG)
-        return min(self.limit - self._running - self.stuck, backlog - len(self._held))
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing runs, and no end waits to be written."""
-        return not (self._held or self._running or self.stuck)
-
-    @property
-    def stuck(self) -> int:
-        """How many slots belong to threads whose attempts are over. One that ends rings no bell."""
-        return self._stuck(None)
-
-    def running_in(self, queue_name: str) -> int:
-        """Return how many slots jobs of this queue occupy."""
-        return self._running_in[queue_name] + self._stuck(queue_name)
-
-    def take(self, held: Held) -> None:
-        """A reserved job arrived: it occupies a slot, and its lease must be renewed."""
-        self._held[held.lease] = held
-        self._running += 1
-        self._running_in[held.job.queue_name] += 1
-        self._taken.set()
-        if held.end < self._next_end:
-            self._earlier.set()
-
-    def vacate(self, held: Held) -> None:
-        """An attempt ended: its slot is free, though its lease is still to be settled."""
-        self._running -= 1
-        self._running_in[held.job.queue_name] -= 1
-        self._room.set()
+    def take(self, batch: Iterable[Held]) -> None:
+        """Reserved jobs arrived: their leases must be renewed."""
+        for held in batch:
+            self._held[held.lease] = held
+            if held.end < self._next_end:
+                self._next_end = held.end
+                self._earlier.set()
+        if self._held and self._taken is not None:
+            self._taken.set()
+            self._taken = None
 
     def drop(self, held: Held) -> None:
         """The lease is settled, or lost: renew it no more."""
         self._held.pop(held.lease, None)
-        self._room.set()
-
-    async def wait_for_room(self) -> int:
-        """Wait until at least one attempt may run; return how many."""
-        while self.room <= 0:
-            self._room = anyio.Event()
-            with anyio.move_on_after(GLANCE if self.stuck else math.inf):
-                await self._room.wait()
-        return self.room
 
     async def wait_for_a_lease(self) -> None:
         """Wait until something is held."""

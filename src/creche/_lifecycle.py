@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
+from msgspec import Struct
 
 from creche._backoff import ExponentialBackoff
 from creche._job import DELAY_LIMIT, Event, Failure, Lease, Settlement, Status, seconds
@@ -86,8 +87,7 @@ def after(status: Status, event: Event, *, due: bool = True, cancel_requested: b
 # --- how an attempt ended, and what follows from it -------------------------------------------------
 
 
-@frozen(kw_only=True)
-class Succeeded:
+class Succeeded(Struct, frozen=True, kw_only=True, gc=False):
     """The handler returned; `result` is JSON text."""
 
     result: bytes

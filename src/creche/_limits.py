@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 _STATM: Final = Path("/proc/self/statm")
-_BETWEEN: Final = 0.05  # seconds between two looks at the memory: a look costs as much as a short job
+# Seconds between two looks at the memory: a look costs as much as a short job, and meanwhile a hundred of them may end.
+_BETWEEN: Final = 0.005
 
 
 class StopReason(StrEnum):
@@ -42,9 +43,9 @@ class Limits:
         """How many attempts may still begin."""
         return self._left
 
-    def begin(self) -> StopReason | None:
-        """An attempt begins; return why it is the last one, if it is."""
-        self._left -= 1
+    def begin(self, attempts: int) -> StopReason | None:
+        """So many attempts begin; return why they are the last ones, if they are."""
+        self._left -= attempts
         return StopReason.MAX_JOBS if self._left <= 0 else None
 
     def end(self) -> StopReason | None:

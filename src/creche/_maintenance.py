@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from creche._job import Retention
@@ -17,11 +17,15 @@ _ROUND: Final = 30.0  # seconds
 _BREATH: Final = 0.01  # seconds: what is due and was not promoted is in a rival's hands at this moment
 
 
+_LOOK: Final = 10.0  # seconds between rounds that stand for a worker's polls
+
+
 class Maintainer:
     """Looks after jobs that nobody holds.
 
     Args:
         storage: where they are.
+        queues: which ones this worker serves.
         retention: how long finished jobs are kept.
         interval: seconds between rounds, unless something is due before; less than a lease, so that each lease is
             seen before it runs out.
@@ -33,6 +37,7 @@ class Maintainer:
     def __init__(
         self,
         storage: Storage,
+        queues: Collection[str],
         retention: Retention,
         *,
         interval: float,
@@ -41,6 +46,7 @@ class Maintainer:
         looked: Callable[[], None],
     ) -> None:
         self._storage = storage
+        self._queues = frozenset(queues)
         self._retention = retention
         self._interval = interval
         self._doorbell = doorbell
@@ -62,8 +68,11 @@ class Maintainer:
             self._looked()
             if upkeep.promoted:
                 self._doorbell.ring()
+            if upkeep.ready is not None:
+                self._doorbell.look_after(ready=not self._queues.isdisjoint(upkeep.ready))
             for news in (upkeep.next_due_in, upkeep.next_expiry_in):
                 if news is not None:
                     self._alarm.due_in(max(_BREATH, news))
             if max(upkeep.recovered, upkeep.buried, upkeep.promoted, upkeep.pruned) < _LIMIT:
-                await self._alarm.wait(self._interval * random.uniform(0.8, 1.2))  # noqa: S311 - spreads rounds
+                interval = self._interval if upkeep.ready is None else min(self._interval, _LOOK)
+                await self._alarm.wait(interval * random.uniform(0.8, 1.2))  # noqa: S311 - spreads rounds

@@ -8,16 +8,19 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import anyio.lowlevel
-from anyio import create_task_group
+from anyio import create_task_group, current_time
 from anyio.abc import TaskGroup
 
 
 @asynccontextmanager
-async def background() -> AsyncGenerator[TaskGroup]:
+async def background(*, farewell: float = 0.0) -> AsyncGenerator[TaskGroup]:
     """Run services while the block runs, and cancel them when it is left.
 
     What the block raises comes out as it is, not inside an exception group; what a service raises cancels the
     block, and comes out in a group.
+
+    Args:
+        farewell: seconds that services have to end by themselves when the block is left, unless it is cancelled.
     """
     raised: Exception | None = None
     async with create_task_group() as services:
@@ -25,7 +28,10 @@ async def background() -> AsyncGenerator[TaskGroup]:
             yield services
         except Exception as error:  # noqa: BLE001 - it is raised again below, as it was
             raised = error
-        services.cancel_scope.cancel()
+        if farewell:
+            services.cancel_scope.deadline = current_time() + farewell
+        else:
+            services.cancel_scope.cancel()
     if raised is not None:
         raise raised
 

@@ -15,11 +15,15 @@ from attrs import evolve, frozen
 from creche import _waiting
 from creche._bulk import dispatched_before, matching
 from creche._callbacks import Callback, Callbacks, When, record
-from creche._calls import DEFAULTS, Call, Options, around_result, encode_payload, make_follow_up, make_options
-from creche._ids import new_job_id
+from creche._calls import NO_OPTIONS, Call, Options, around_result, encode_payload, make_follow_up, make_options
+from creche._ids import new_job_id, new_job_ids
+from creche._inserter import Inserter, inserting
 from creche._job import (
     ACTIVE,
+    DEFAULT_MAX_ATTEMPTS,
+    DEFAULT_QUEUE,
     FINISHED,
+    AlikeJobs,
     DeadLetter,
     End,
     FollowUp,
@@ -91,6 +95,7 @@ class Queue:
         self.result_limit: Final = check_integer("result_limit", result_limit, 4, RESULT_CEILING)
         self._foreign: set[str] = set()
         self._waiters = _waiting.Waiters(self._storage)
+        self._inserter: Inserter | None = None
         self._stack: AsyncExitStack | None = None
         self._entered = False
         self.tasks: Final = Tasks()
@@ -128,6 +133,7 @@ class Queue:
                 stack.callback(self._waiters.close)
                 services = await stack.enter_async_context(background())
                 services.start_soon(self._waiters.run, name="receipts")
+                self._inserter = await stack.enter_async_context(inserting(self._storage))
                 self._stack = stack.pop_all()
         except BaseException:
             self._entered = False
@@ -137,7 +143,7 @@ class Queue:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        stack, self._stack = self._stack, None
+        stack, self._stack, self._inserter = self._stack, None, None
         try:
             return None if stack is None else await stack.__aexit__(kind, error, trace)
         finally:
@@ -265,17 +271,30 @@ class Queue:
             QueueNotOpen: use `async with queue:`.
             StorageUnavailable: the database can't be reached. The job may have been written; with an
                 idempotency key it can be sent again without harm.
+
+        What is dispatched while a dispatch of this process is on its way is written in one statement with the others
+        that are, and each gets its own answer or error. It is then written in a task of the queue's, and in no
+        caller's context. A dispatch with an idempotency key, a fingerprint, callbacks or a `connection` is written by
+        itself.
+
+        Cancelled, it raises at once. The job may or may not have been written; never half. Others are not disturbed.
         """
-        asked = make_options(**options)
+        asked = make_options(**options) if options else NO_OPTIONS
         if not isinstance(what, Call):
             return await self.dispatch_call(self._call(what, payload, asked))
         if payload is not None:
             raise OptionInvalid("payload", payload, "a call has its arguments already: give them to `task.call(…)`")
-        return await self.dispatch_call(evolve(what, options=asked.over(what.options)))
+        return await self.dispatch_call(evolve(what, options=asked.over(what.options)) if options else what)
 
     async def dispatch_call(self, call: Call[R]) -> Receipt[R]:
         """Send one call."""
-        return (await self.dispatch_many([call]))[0]
+        inserter = self._inserter
+        if inserter is None:
+            raise QueueNotOpen
+        connection = call.options.connection
+        if connection is not None:
+            return (await self.dispatch_many([call]))[0]
+        return issue(await inserter.insert(self._new_job(call, new_job_id())), self, call.returns)
 
     async def dispatch_many(self, calls: Iterable[Call[R]]) -> Sequence[Receipt[R]]:
         """Ask for many jobs in one statement, all or nothing; return their receipts in order.
@@ -287,7 +306,8 @@ class Queue:
         storage = self._open()
         asked = _calls(calls)
         connection = _one_connection(asked)
-        insertions = await storage.insert([self._new_job(call) for call in asked], connection=connection)
+        jobs = self._new_jobs(asked)
+        insertions = await storage.insert(jobs, connection=connection)
         borrowed = connection is not None
         return [
             issue(insertion, self, call.returns, borrowed=borrowed)
@@ -306,12 +326,14 @@ class Queue:
             plain = to_plain({} if payload is None else payload)
         except Refused as refused:
             raise PayloadInvalid(refused.reason, path=refused.path, type=type) from None
-        encoded = encode_payload(self._serializer, plain, type)
+        encoded = encode_payload(self._serializer, plain, type, plain=plain)
         return Call(type=type, payload=encoded, arguments=plain, options=options)
 
     def _check_foreign(self, type: str, queue: str | None) -> None:
+        if type in self._foreign or not len(self.tasks):
+            return
         near = self.tasks.near(type)
-        if type not in self._foreign and len(self.tasks) and (near or queue is None):
+        if near or queue is None:
             raise UnknownType(type, near)
 
     def _follow_up(self, callback: Callback) -> FollowUp:
@@ -330,26 +352,37 @@ class Queue:
         payload = around_result(self._serializer, given, None if "result" in given else "result", name)
         return make_follow_up(name, Options(), callback.on or On.SUCCESS, payload)
 
-    def _new_job(self, call: Call[Any]) -> NewJob:
-        options = call.options.over(DEFAULTS)
+    def _new_jobs(self, calls: Sequence[Call[Any]]) -> Sequence[NewJob]:
+        ids = new_job_ids(len(calls))
+        if len(calls) > 1:
+            first = calls[0]
+            options = first.options
+            # Nothing of such options is a job's own, so that one is checked for all.
+            shared = not (options.single_flight or options.callbacks or options.idempotency_key)
+            if shared and all(call.options is options and call.type == first.type for call in calls):
+                return AlikeJobs(self._new_job(first, ids[0]), ids, [call.payload for call in calls])
+        return [self._new_job(call, job_id) for call, job_id in zip(calls, ids, strict=True)]
+
+    def _new_job(self, call: Call[Any], job_id: UUID) -> NewJob:
+        options = call.options
         if options.refresh and not options.single_flight:
             raise OptionInvalid(
                 "refresh", options.refresh, "a task with a result_ttl: nothing else has a cached result"
             )
         return NewJob(
-            id=new_job_id(),
+            id=job_id,
             type=call.type,
             payload=call.payload,
-            queue_name=options.queue or DEFAULTS.queue or "",
+            queue_name=options.queue or DEFAULT_QUEUE,
             priority=options.priority or 0,
-            max_attempts=options.max_attempts or 1,
+            max_attempts=options.max_attempts or DEFAULT_MAX_ATTEMPTS,
             delay=options.delay or 0.0,
             available_at=options.available_at,
             idempotency_key=options.idempotency_key,
             fingerprint=self._fingerprint(call.type, call.arguments) if options.single_flight else None,
             result_ttl=options.result_ttl,
             refresh=bool(options.refresh),
-            callbacks=record(options.callbacks or (), self._follow_up),
+            callbacks=record(options.callbacks, self._follow_up) if options.callbacks else (),
         )
 
     # --- afterwards ---------------------------------------------------------------------------------
@@ -497,7 +530,7 @@ class Queue:
         await self._open().set_retention(check_name("name", name), retention)
 
     async def workers(self) -> Sequence[WorkerRecord]:
-        """Return the workers that live, and what they hold; one that was killed is among them for half a minute."""
+        """Return the workers that live, and what they hold; one that was killed is among them for a minute at most."""
         return await self._open().workers()
 
     async def stats(self) -> Stats:
@@ -514,9 +547,9 @@ class Queue:
         self._open()
         return await self._waiters.wait(job_id)
 
-    def settled(self, job_id: UUID) -> None:
-        """A worker of this process wrote a job's end."""
-        self._waiters.settled(job_id)
+    def settled(self, job_ids: Collection[UUID]) -> None:
+        """A worker of this process wrote the ends of jobs."""
+        self._waiters.settled(job_ids)
 
     def _open(self) -> Storage:
         if self._stack is None:
@@ -537,8 +570,9 @@ def _calls(calls: object) -> list[Call[Any]]:
 
 def _one_connection(calls: Sequence[Call[Any]]) -> object:
     """Return the handle that a batch is to be dispatched through; None: our own."""
-    first, *others = [call.options.connection for call in calls] or [None]
-    if any(each is not first for each in others):
+    connections = {id(call.options.connection): call.options.connection for call in calls}
+    first = next(iter(connections.values()), None)
+    if len(connections) > 1:
         raise OptionInvalid("connection", first, "the same one for all calls of a batch: it is written as one")
     return first
 

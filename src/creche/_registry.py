@@ -16,8 +16,8 @@ from creche._patience import Patience, answered_within
 from creche.abc import Storage
 from creche.errors import StorageError
 
-_BEAT: Final = 10.0  # seconds
-_TTL: Final = 35.0  # seconds after the last beat that a killed worker is still believed to be there: three missed
+_BEAT: Final = 20.0  # seconds
+_TTL: Final = 50.0  # seconds after the last beat that a killed worker is still believed to be there: two missed
 _FAREWELL: Final = 2.0
 
 
@@ -59,7 +59,7 @@ class Registry:
         while True:
             self._changed = anyio.Event()
             try:
-                with answered_within(_BEAT, "an announcement"):
+                with answered_within(_BEAT / 2, "an announcement"):
                     await self._storage.announce(self._present(), _TTL)
             except StorageError as error:
                 self.failing = True

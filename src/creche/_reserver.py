@@ -15,14 +15,19 @@ from attrs import frozen
 
 from creche._ids import new_nonce
 from creche._job import Reservation
-from creche._leases import GLANCE, Held, Holdings
+from creche._leases import Held, Holdings
+from creche._pace import Pace
 from creche._patience import Patience
+from creche._slots import Slots
 from creche._wake import Alarm, Doorbell
 from creche.abc import Storage
 from creche.errors import StatementRejected, StorageError, StorageUnavailable
 
-_BATCH: Final = 500
+_BATCH: Final = 1_000
+_UNWRITTEN: Final = 2 * _BATCH  # ends that may wait to be written, at least: a slow database is not asked for more jobs
 _LAST_MOMENT: Final = 2.0  # seconds
+_LONGEST_WAIT: Final = 1.0  # seconds that a job which was reserved ahead may wait for a slot, where reserves are quick
+_GLANCE: Final = 1.0  # seconds between looks at what rings no bell
 
 
 @frozen(kw_only=True)
@@ -37,6 +42,7 @@ class Order:
         lease: seconds.
         margin: seconds by which our own deadline comes before the database's.
         worker: its name.
+        prefetch: jobs that are reserved ahead of a slot, at most.
     """
 
     queues: Sequence[str]
@@ -46,6 +52,7 @@ class Order:
     lease: float
     margin: float
     worker: str
+    prefetch: int
 
     def turns(self) -> Iterator[tuple[Sequence[str], int | None]]:
         """Yield which queues are asked together, and how many of their jobs may run at once. Queues without a limit of
@@ -63,17 +70,19 @@ def _drawn(queues: Sequence[str], weights: Mapping[str, int]) -> Sequence[str]:
 
 
 class Reserver:
-    """Reserves while there is room.
+    """Reserves while there is room, and a little ahead: as many jobs as are likely to end before the next answer.
 
     Args:
         storage: where from.
         order: what is asked for.
         holdings: where the leases go.
+        slots: where the jobs go.
         doorbell: waited for when nothing is ready.
         alarm: told when the next scheduled job is due.
         left: returns how many attempts may still begin.
-        start: called with each job that was reserved.
+        start: called with the jobs of each reserve.
         refuse: called instead, when the worker was told to stop in the meantime.
+        give_back: called with jobs that had waited for a slot for too long.
         idle: called when nothing runs and nothing was ready.
         refused: called when the database refuses the first reserve for good.
         drained: called when that was so from before the look on, and nothing is due that has yet to be promoted.
@@ -84,12 +93,14 @@ class Reserver:
         storage: Storage,
         order: Order,
         holdings: Holdings,
+        slots: Slots,
         *,
         doorbell: Doorbell,
         alarm: Alarm,
         left: Callable[[], float],
-        start: Callable[[Held], None],
-        refuse: Callable[[Held], None],
+        start: Callable[[Sequence[Held]], None],
+        refuse: Callable[[Sequence[Held]], None],
+        give_back: Callable[[Sequence[Held]], None],
         idle: Callable[[], None],
         drained: Callable[[], None],
         refused: Callable[[StatementRejected], None],
@@ -97,11 +108,14 @@ class Reserver:
         self._storage = storage
         self._order = order
         self._holdings = holdings
+        self._slots = slots
+        self._pace = Pace(order.prefetch)
         self._doorbell = doorbell
         self._alarm = alarm
         self._left = left
         self._start = start
         self._refuse = refuse
+        self._give_back = give_back
         self._idle = idle
         self._drained = drained
         self._refused = refused
@@ -119,9 +133,9 @@ class Reserver:
         patience = Patience("reserver")
         answered = False
         while True:
-            await self._holdings.wait_for_room()
+            await self._wait_for_room()
             self._doorbell.answer()
-            stuck = self._holdings.stuck  # asked before the look: a thread that ends meanwhile rings no bell
+            stuck = self._slots.stuck  # asked before the look: a thread that ends meanwhile rings no bell
             try:
                 again = await self._look()
             except StorageError as error:
@@ -135,15 +149,58 @@ class Reserver:
             answered = True
             patience.success()
             if not again:
-                await self._doorbell.wait(GLANCE if stuck or self._holdings.stuck else math.inf)
+                await self._doorbell.wait(self._longest_pause(stuck=stuck))
+                self._tidy()
+
+    # --- how many ---------------------------------------------------------------------------------------
+
+    async def _wait_for_room(self) -> None:
+        """Wait until a slot has no job, or so few wait for one that the next reserve should be sent."""
+        while self._room() <= 0:
+            with anyio.move_on_after(self._longest_pause()):
+                await self._slots.wait(self._pace.ahead // 2)
+            self._tidy()
+
+    @property
+    def _longest_wait(self) -> float:
+        """Seconds that a job which was reserved ahead may wait for a slot: twice as long as was expected, at least."""
+        return min(max(_LONGEST_WAIT, 4 * self._pace.latency), self._order.lease / 4)
+
+    def _longest_pause(self, *, stuck: int = 0) -> float:
+        """Return the seconds after which to see to what rings no bell."""
+        pause = _GLANCE if stuck or self._slots.stuck else math.inf
+        return min(pause, self._longest_wait) if self._slots.waiting else pause
+
+    def _tidy(self) -> None:
+        """Give back what was reserved ahead of jobs that take longer than those before them: others may have a slot for
+        it. And use the slots of stuck threads that have ended.
+        """
+        if self._slots.waiting and (late := self._slots.withdraw(anyio.current_time() - self._longest_wait)):
+            self._pace.slow_down(self._slots.ended, self._slots.busy())
+            self._give_back(late)
+        self._slots.fill()
+
+    def _room(self) -> int:
+        """Return how many jobs to reserve: for the slots that have none, and as many as are likely to end meanwhile."""
+        slots = self._slots
+        self._pace.measure(slots.ended, slots.busy())
+        free, ahead = slots.free, self._pace.ahead
+        if free <= 0 and -free > ahead // 2:
+            return 0
+        unwritten = len(self._holdings) - slots.running - slots.waiting
+        return int(min(_BATCH, free + ahead, max(2 * slots.limit, _UNWRITTEN) - unwritten, self._left()))
+
+    # --- one look ---------------------------------------------------------------------------------------
 
     async def _look(self) -> bool:
         """Ask each queue that has room; return whether there may be more: a full batch is followed by another one."""
-        was_idle = self._holdings.idle
+        was_idle = self._nothing_held
         again = found = False
         due = math.inf
         for queues, limit in self._order.turns():
-            room = self._room(queues, limit)
+            room = self._room()
+            if limit is not None:  # none ahead: a slot of its own is what it would wait for
+                room = min(room, self._slots.free, limit - self._slots.occupied_by(queues[0]))
             if room <= 0:
                 continue
             reservation = await self._reserve(queues, room)
@@ -152,15 +209,15 @@ class Reserver:
             due = min(due, math.inf if reservation.next_due_in is None else reservation.next_due_in)
         if found:
             self._doorbell.found_work()
-        if not again and self._holdings.idle:
+        if not (again or found) and self._nothing_held:
             self._idle()
             if was_idle and due > 0:
                 self._drained()
         return again
 
-    def _room(self, queues: Sequence[str], limit: int | None) -> int:
-        room = min(_BATCH, self._holdings.room, self._left())
-        return int(room if limit is None else min(room, limit - self._holdings.running_in(queues[0])))
+    @property
+    def _nothing_held(self) -> bool:
+        return not self._holdings and self._slots.idle
 
     async def _reserve(self, queues: Sequence[str], room: int) -> Reservation:
         await anyio.lowlevel.checkpoint_if_cancelled()
@@ -180,16 +237,17 @@ class Reserver:
         if reservation is None:
             await anyio.lowlevel.checkpoint_if_cancelled()  # it was told to stop, and its last moment is over
             raise StorageUnavailable(f"no answer to a reserve in {order.lease / 2:g} s")
-        held = [Held(job, sent + order.lease - order.margin) for job in reservation.jobs]
-        for each in held:
-            self._holdings.take(each)
+        self._pace.answered(anyio.current_time() - sent, [len(job.payload) for job in reservation.jobs])
+        deadline = sent + order.lease - order.margin
+        held = [Held(job, deadline, reserved=sent) for job in reservation.jobs]
+        self._holdings.take(held)
         try:
             await anyio.lowlevel.checkpoint_if_cancelled()
         except BaseException:
-            for each in held:
-                self._refuse(each)
+            self._refuse(held)
             raise
-        for each in held:
-            self._start(each)
+        self._start(held)
         self._alarm.due_in(reservation.next_due_in)
+        if held:
+            await anyio.lowlevel.checkpoint()  # slots first: whatever is left to do here can wait
         return reservation

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import anyio
 from anyio import CancelScope
-from attrs import evolve, frozen
+from msgspec.structs import replace
 
-from creche._job import Event, Failure, Lease, Settlement
+from creche._job import Event, Failure, Lease, Retention, Settlement
 from creche._leases import Held, Holdings
 from creche._logs import about
 from creche._patience import Patience, answered_within
@@ -27,12 +27,7 @@ _BATCH: Final = 500
 _UNSPEAKABLE: Final = "the database refused to store what this error says; the worker's log has it"
 
 
-@frozen(kw_only=True)
-class Ended:
-    """An attempt's end, on its way to the storage."""
-
-    held: Held
-    settlement: Settlement
+Ended: TypeAlias = tuple[Held, Settlement]  # an attempt's end, on its way to the storage
 
 
 class Settler:
@@ -42,32 +37,43 @@ class Settler:
         storage: where to.
         timeout: seconds until a settle is sent again; a good deal less than a lease.
         holdings: leases are dropped from it when they are settled or lost.
-        answered: called with each end and whether the storage accepted it.
+        retention: whether the rows of those that succeed are kept.
+        answered: called with a batch of ends, and those of their leases that were lost; the storage accepted the rest.
     """
 
     def __init__(
-        self, storage: Storage, holdings: Holdings, *, timeout: float, answered: Callable[[Ended, bool], None]
+        self,
+        storage: Storage,
+        holdings: Holdings,
+        *,
+        timeout: float,
+        retention: Retention,
+        answered: Callable[[Sequence[Ended], Collection[Lease]], None],
     ) -> None:
         self._storage = storage
         self._timeout = timeout
+        self._retention = retention
         self._holdings = holdings
         self._answered = answered
         self._waiting: list[Ended] = []
-        self._bell = anyio.Event()
+        self._bell: anyio.Event | None = None  # there while nothing is to be written
         self._closed = False
         self._scope = CancelScope(shield=True)
         self.finished = anyio.Event()
 
-    def submit(self, ended: Ended) -> None:
+    def submit(self, held: Held, settlement: Settlement) -> None:
         """Have this end written. Never blocks; the lease is renewed until it is."""
-        self._waiting.append(ended)
-        self._bell.set()
+        self._waiting.append((held, settlement))
+        if self._bell is not None:
+            self._bell.set()
+            self._bell = None
 
     def close(self, farewell: float) -> None:
         """No more will come: write what is left, for at most `farewell` seconds, and end."""
         self._closed = True
         self._scope.deadline = anyio.current_time() + farewell
-        self._bell.set()
+        if self._bell is not None:
+            self._bell.set()
 
     async def run(self) -> None:
         """Write until closed. Shielded: it outlives the cancellation that made the jobs end."""
@@ -82,8 +88,8 @@ class Settler:
     async def _write_all(self) -> None:
         while self._waiting or not self._closed:
             if not self._waiting:
-                self._bell = anyio.Event()
-                await self._bell.wait()
+                bell = self._bell = anyio.Event()
+                await bell.wait()
                 continue
             batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
             await self._write(batch)
@@ -94,20 +100,24 @@ class Settler:
         """
         patience = Patience("settler", shortest=0.05, longest=1.0)
         while batch:
-            expired = {ended.held.lease for ended in batch if ended.held.expired}
+            sent = anyio.current_time()
             try:
                 with answered_within(self._timeout, "a settle"):
-                    settled = await self._storage.settle([ended.settlement for ended in batch])
+                    settlements = [settlement for _, settlement in batch]
+                    settled = await self._storage.settle(settlements, retention=self._retention)
             except StorageUnavailable as error:
                 await patience.after(error)
-                batch = self._without(batch, expired)
+                batch = self._without_expired(batch, sent)
             except StatementRejected as error:
                 await self._write_apart(batch, error)
                 return
             else:
                 patience.success()
-                for ended in batch:
-                    self._finish(ended, ended.held.lease in settled.accepted)
+                lost = settled.lost
+                if settled.gone:
+                    # While a lease lasts nobody else can end the job: it was ourselves, and the answer was lost.
+                    lost -= {held.lease for held, _ in batch if held.lease in settled.gone and not held.expired}
+                self._finish(batch, lost)
                 return
 
     async def _write_apart(self, batch: Sequence[Ended], error: StatementRejected) -> None:
@@ -116,29 +126,27 @@ class Settler:
             for ended in batch:
                 await self._write([ended])
             return
-        ended = batch[0]
-        _log.error("job %s: its end can't be written: %s", ended.held.job.id, error, extra=about(ended.held.job))
-        if ended.settlement.event is Event.SUCCEED:
+        held, settlement = batch[0]
+        _log.error("job %s: its end can't be written: %s", held.job.id, error, extra=about(held.job))
+        if settlement.event is Event.SUCCEED:
             # A handler's result that the database refuses, though it passed our checks, is a failed attempt.
             refused = Failure(type="creche.errors.StatementRejected", message=str(error))
-            failed = evolve(ended.settlement, event=Event.DISCARD, result=None, error=refused)
-            await self._write([evolve(ended, settlement=failed)])
-        elif ended.settlement.error is not None and ended.settlement.error.message != _UNSPEAKABLE:
-            plain = Failure(type=ended.settlement.error.type.encode("ascii", "replace").decode(), message=_UNSPEAKABLE)
-            await self._write([evolve(ended, settlement=evolve(ended.settlement, error=plain))])
+            await self._write([(held, replace(settlement, event=Event.DISCARD, result=None, error=refused))])
+        elif settlement.error is not None and settlement.error.message != _UNSPEAKABLE:
+            plain = Failure(type=settlement.error.type.encode("ascii", "replace").decode(), message=_UNSPEAKABLE)
+            await self._write([(held, replace(settlement, error=plain))])
         else:
-            self._finish(ended, accepted=False)
+            self._finish(batch, {held.lease})
 
-    def _without(self, batch: Sequence[Ended], expired: Collection[Lease]) -> Sequence[Ended]:
+    def _without_expired(self, batch: Sequence[Ended], sent: float) -> Sequence[Ended]:
         """Let go of what we had no right to any more when it was last sent: another worker will run it."""
-        kept: list[Ended] = []
-        for ended in batch:
-            if ended.held.lease in expired:
-                self._finish(ended, accepted=False)
-            else:
-                kept.append(ended)
-        return kept
+        expired = [ended for ended in batch if ended[0].end <= sent]
+        if not expired:
+            return batch
+        self._finish(expired, {held.lease for held, _ in expired})
+        return [ended for ended in batch if ended not in expired]
 
-    def _finish(self, ended: Ended, accepted: bool) -> None:
-        self._holdings.drop(ended.held)
-        self._answered(ended, accepted)
+    def _finish(self, batch: Sequence[Ended], lost: Collection[Lease]) -> None:
+        for held, _ in batch:
+            self._holdings.drop(held)
+        self._answered(batch, lost)

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.inspect import CustomType, DataclassType, Field, Type, type_info
 
 from creche._attempt import Job
-from creche._payload import JSONSerializer, Refused, refusal, to_plain
+from creche._payload import JSONSerializer, Refused, is_simple, refusal, to_plain
 from creche.abc import Serializer
 from creche.errors import PayloadInvalid, TaskInvalid
 
@@ -45,8 +45,11 @@ class Signature:
                 raise TaskInvalid(f"{function!r}: *{parameter.name}: a payload needs a name for each argument")
         self.returns: Final = _returns(signature)
         self._signature = inspect.Signature(parameters)
+        self._in_order = [each.name for each in parameters if each.kind in _POSITIONAL]
+        self._required = {each.name for each in parameters if each.default is each.empty}
         self._positional = [each.name for each in parameters if each.kind is each.POSITIONAL_ONLY]
         self._named = [each.name for each in parameters if each.kind is not each.POSITIONAL_ONLY]
+        self._by_name = frozenset(self._named)
         try:
             self.arguments: Final = msgspec.defstruct(
                 "Arguments", [_field(each) for each in parameters], kw_only=True, forbid_unknown_fields=True
@@ -68,21 +71,42 @@ class Signature:
 
     def bind(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         """Return the checked arguments of a call, or raise PayloadInvalid."""
+        given = dict(zip(self._in_order, arguments, strict=False))
+        once = len(given) == len(arguments) and given.keys().isdisjoint(named)
+        if once and self._by_name.issuperset(named):
+            given.update(named)
+            if self._required <= given.keys():
+                return self.check(given)
+        return self.bind_as_python(arguments, named)
+
+    def bind_as_python(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        """Do the same as Python does it: slowly, and it knows what to say about arguments that don't fit."""
         try:
             bound = self._signature.bind(*arguments, **named)
         except TypeError as error:
             raise PayloadInvalid(str(error), type=self._type) from None
         return self.check(dict(bound.arguments))
 
-    def check(self, payload: object) -> Any:
+    def check(self, payload: Any) -> Any:
         """Return a payload as checked arguments, defaults filled in, or raise PayloadInvalid."""
         try:
-            return msgspec.convert(to_plain(payload), self.arguments, str_keys=True)
+            plain = payload if payload.__class__ is dict and is_simple(payload) else to_plain(payload)
+            return msgspec.convert(plain, self.arguments, str_keys=True)
         except Refused as refused:
             raise PayloadInvalid(refused.reason, path=refused.path, type=self._type) from None
         except msgspec.ValidationError as error:
             misfit = refusal(error)
             raise PayloadInvalid(misfit.reason, path=misfit.path, type=self._type) from None
+
+    def plain(self, arguments: Any) -> Any:
+        """Return checked arguments as plain values by their names, or raise PayloadInvalid."""
+        named = msgspec.structs.asdict(arguments)
+        if is_simple(named):
+            return named
+        try:
+            return to_plain(arguments)
+        except Refused as refused:
+            raise PayloadInvalid(refused.reason, path=refused.path, type=self._type) from None
 
     @property
     def takes_no_result(self) -> bool:

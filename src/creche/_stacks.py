@@ -48,8 +48,9 @@ def describe_tasks() -> str:
     lines = [f"{len(tasks)} tasks:"]
     for depth, task in _below_their_parents(tasks):
         margin = "  " * depth
-        lines.append(f"{margin}{_title(task, current)}")
-        lines += [f"{margin}  {line}" for line in _lines(task, current)]
+        title, stack = _look_at(task, current)
+        lines.append(f"{margin}{title}")
+        lines += [f"{margin}  {line}" for line in stack]
     return "\n".join(lines) + "\n"
 
 
@@ -66,8 +67,21 @@ def _below_their_parents(tasks: Sequence[TaskInfo]) -> Iterator[tuple[int, TaskI
         waiting += [(depth + 1, child) for child in reversed(children.pop(task.id, ()))]
 
 
-def _title(task: TaskInfo, current: int) -> str:
-    signs = [str(task.name)]
+def _look_at(task: TaskInfo, current: int) -> tuple[str, Sequence[str]]:
+    """Return what a task is called, after the job that it runs if there is one, and its stack."""
+    name = str(task.name)
+    try:
+        frames = _running(task.coro) if task.id == current else list(_awaited(task.coro))
+        job = next(filter(None, map(_job_of, frames)), None)
+        name = name if job is None else f"job {job.id}"
+        stack = [line for frame in frames for line in _describe(frame)] or ["not begun, or over"]
+    except Exception as error:  # noqa: BLE001 - coroutines may be objects of any make
+        stack = [f"can't be looked into: {type(error).__name__}: {error}"]
+    return _title(task, name, current), stack
+
+
+def _title(task: TaskInfo, name: str, current: int) -> str:
+    signs = [name]
     try:
         if task.has_pending_cancellation():
             signs.append("cancelled")
@@ -76,14 +90,6 @@ def _title(task: TaskInfo, current: int) -> str:
     if task.id == current:
         signs.append("running now")
     return ", ".join(signs)
-
-
-def _lines(task: TaskInfo, current: int) -> list[str]:
-    try:
-        frames = _running(task.coro) if task.id == current else list(_awaited(task.coro))
-        return [line for frame in frames for line in _describe(frame)] or ["not begun, or over"]
-    except Exception as error:  # noqa: BLE001 - coroutines may be objects of any make
-        return [f"can't be looked into: {type(error).__name__}: {error}"]
 
 
 def _awaited(awaitable: object) -> Iterator[FrameType]:

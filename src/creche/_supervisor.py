@@ -19,10 +19,10 @@ from anyio.abc import TaskGroup, TaskStatus
 from attrs import frozen
 
 from creche import _events as events
-from creche._attempt import Desk, Handlers, Result, Runner
-from creche._job import Event, Failure, Presence, Progress, Retention, WorkerState
+from creche._attempt import Desk, Handlers, Runner
+from creche._job import Event, Failure, Lease, Presence, Progress, Retention, Settlement, WorkerState
 from creche._leases import Held, Holdings
-from creche._lifecycle import BURIES, Case, Released, decide
+from creche._lifecycle import BURIES, Case, Outcome, Released, Succeeded, decide
 from creche._limits import Limits, StopReason
 from creche._logs import about
 from creche._maintenance import Maintainer
@@ -30,6 +30,7 @@ from creche._registry import Registry
 from creche._renewer import Renewer
 from creche._reserver import Order, Reserver
 from creche._settler import Ended, Settler
+from creche._slots import Slots
 from creche._wake import Alarm, Doorbell, Listening
 from creche._watchdog import Watchdog
 from creche.abc import Backoff, Serializer, Storage
@@ -54,8 +55,9 @@ class Settings:
         job_timeout: seconds that an attempt may take whose type says nothing of it.
         max_jobs: how many attempts it begins.
         max_memory: bytes of resident memory above which it begins no more.
+        prefetch: how many jobs it reserves ahead of a free slot, at most.
         burst: whether it ends when nothing is left to do.
-        poll_interval: seconds between looks when nothing rings.
+        poll_interval: seconds between looks when nothing rings; None: as the storage calls for.
         maintenance_interval: seconds between rounds of upkeep.
         retention: how long finished jobs are kept.
         backoff: for job types that have none of their own.
@@ -71,8 +73,9 @@ class Settings:
     job_timeout: float | None
     max_jobs: int | None
     max_memory: int | None
+    prefetch: int
     burst: bool
-    poll_interval: float
+    poll_interval: float | None
     maintenance_interval: float
     retention: Retention
     backoff: Backoff
@@ -139,7 +142,7 @@ class Supervisor:
         handlers: what runs them.
         serializer: for handlers that read payloads by hand.
         result_limit: bytes of JSON that a result may have.
-        settled: called with each job whose end was written.
+        settled: called with jobs whose ends were written.
     """
 
     def __init__(
@@ -150,7 +153,7 @@ class Supervisor:
         handlers: Handlers,
         serializer: Serializer,
         result_limit: int,
-        settled: Callable[[UUID], None],
+        settled: Callable[[Collection[UUID]], None],
     ) -> None:
         self._settings = settings
         self._who = {"worker": settings.name}
@@ -159,13 +162,22 @@ class Supervisor:
         self._handlers = handlers
         self._settled = settled
         self._announcer = events.Announcer(settings.hooks)
-        self._holdings = Holdings(settings.presence.concurrency, handlers.stuck)
+        self._holdings = Holdings()
+        self._slots = Slots(
+            settings.presence.concurrency, run=self._attempt, stuck=handlers.stuck, rested=self._look_again
+        )
         self._limits = Limits(max_jobs=settings.max_jobs, max_memory=settings.max_memory)
         self._registry = Registry(storage, settings.presence, state=lambda: self._state)
         self._watchdog = Watchdog(storage, self._holdings, lease=settings.lease, margin=settings.margin)
         self._doorbell = Doorbell(settings.poll_interval)
         self._alarm = Alarm()
-        self._settler = Settler(storage, self._holdings, timeout=settings.lease / 3, answered=self._answered)
+        self._settler = Settler(
+            storage,
+            self._holdings,
+            timeout=settings.lease / 3,
+            retention=settings.retention,
+            answered=self._answered,
+        )
         self._renewer = Renewer(
             storage,
             self._holdings,
@@ -182,12 +194,13 @@ class Supervisor:
             reported=self._renewer.report,
             committed=self._committed,
         )
-        self._runner = Runner(handlers, desk, job_timeout=settings.job_timeout)
+        self._runner = Runner(handlers, desk, job_timeout=settings.job_timeout, ended=self._submit)
         self._listening = Listening(
             storage, settings.queues, self._doorbell, name=settings.name, called=self._renewer.hurry
         )
         self._maintainer = Maintainer(
             storage,
+            settings.queues,
             settings.retention,
             interval=settings.maintenance_interval,
             doorbell=self._doorbell,
@@ -204,13 +217,16 @@ class Supervisor:
                 lease=settings.lease,
                 margin=settings.margin,
                 worker=settings.name,
+                prefetch=settings.prefetch,
             ),
             self._holdings,
+            self._slots,
             doorbell=self._doorbell,
             alarm=self._alarm,
             left=lambda: self._limits.left,
             start=self._start,
             refuse=self._refuse,
+            give_back=self._give_back,
             idle=self._idle,
             drained=self._drained,
             refused=self._refused,
@@ -223,6 +239,8 @@ class Supervisor:
         self._state = WorkerState.RUNNING  # what other threads may read, as they may not ask a scope
         self._refusal: StatementRejected | None = None
         self._ends: Counter[Event] = Counter()
+        self._succeeded = 0  # besides those among them
+        self._hooked = bool(settings.hooks)
 
     # --- told from outside --------------------------------------------------------------------------
 
@@ -232,10 +250,12 @@ class Supervisor:
         self._last_moment = anyio.current_time() + grace
         self._limit_attempts()
         self._end_intake()
+        self._give_back(self._slots.withdraw())
 
     def quiet(self) -> None:
         """Reserve no more; do all the rest until `stop`."""
         self._reserving.cancel()
+        self._give_back(self._slots.withdraw())
         if self._state is WorkerState.RUNNING:
             self._change(WorkerState.QUIET)
 
@@ -266,6 +286,8 @@ class Supervisor:
             text = "worker %s finishes what it holds, and ends: %s"
             _log.info(text, self._settings.name, reason, extra=self._who)
             self._end_intake()
+            if reason is not StopReason.MAX_JOBS:  # those that wait for a slot are among the jobs that it may begin
+                self._give_back(self._slots.withdraw())
 
     def _end_intake(self) -> None:
         self._intake.cancel()
@@ -306,11 +328,13 @@ class Supervisor:
             services.start_soon(self._registry.run, name="registry")
             try:
                 async with create_task_group() as self._attempts:
+                    self._slots.attach(self._attempts)
                     self._limit_attempts()
                     with self._intake:
                         await self._take_in(task_status)
             finally:
                 self._change(WorkerState.STOPPING)
+                self._give_back(self._slots.withdraw())
                 self._settler.close(FAREWELL)
                 self._announcer.hurry(FAREWELL)
                 services.start_soon(self._end_with_the_last_settle, name="farewell")
@@ -354,42 +378,57 @@ class Supervisor:
 
     # --- one attempt --------------------------------------------------------------------------------
 
-    def _start(self, held: Held) -> None:
-        self._tell(events.JobReserved, held)
-        if reason := self._limits.begin():
+    def _start(self, batch: Sequence[Held]) -> None:
+        self._tell_reserved(batch)
+        self._slots.offer(batch)
+        if batch and (reason := self._limits.begin(len(batch))):
             self._end(reason)
-        if self._attempts is None:  # pragma: no cover - the reserver lives inside the attempts' group
-            raise AssertionError
-        self._attempts.start_soon(self._attempt, held, name=f"job {held.job.id}")
 
-    def _refuse(self, held: Held) -> None:
-        self._tell(events.JobReserved, held)
-        self._holdings.vacate(held)
-        self._submit(held, Result(outcome=Released(), seconds=0.0))
+    def _refuse(self, batch: Sequence[Held]) -> None:
+        self._tell_reserved(batch)
+        self._give_back(batch)
 
-    async def _attempt(self, held: Held) -> None:
+    def _tell_reserved(self, batch: Sequence[Held]) -> None:
+        if self._hooked:
+            for held in batch:
+                self._tell(events.JobReserved, held)
+
+    def _give_back(self, batch: Sequence[Held]) -> None:
+        for held in batch:
+            self._submit(held, Released(), 0.0)
+
+    async def _attempt(self, held: Held, now: float) -> None:
         try:
-            self._tell(events.JobStarted, held)
-            await self._runner.run(held, lambda result: self._submit(held, result))
+            if self._hooked:
+                self._tell(events.JobStarted, held)
+            await self._runner.run(held, now)
         finally:
-            self._holdings.vacate(held)
             if held.job.queue_name in self._settings.limits:
                 self._doorbell.ring()  # the reserver waits for a slot of this queue, not for any
-            self._look_again()
-            if reason := self._limits.end():
+            if self._settings.max_memory is not None and (reason := self._limits.end()):
                 self._end(reason)
 
-    def _submit(self, held: Held, result: Result) -> None:
-        if result.outcome is None:
-            self._lost(held)
-            return
+    def _submit(self, held: Held, outcome: Outcome | None, started: float) -> None:
+        """The attempt that began at this moment is over; the outcome is None where there is nothing left to say: the
+        lease is lost.
+        """
+        match outcome:
+            case None:
+                self._lost(held)
+                return
+            case Succeeded(result=result) if not self._hooked:  # what nearly all are, with nothing left to decide
+                self._settler.submit(held, Settlement(lease=held.lease, event=Event.SUCCEED, result=result))
+                return
+            case _:
+                pass
         job = held.job
         backoff = self._handlers.backoff(job.type) or self._settings.backoff
         case = Case(lease=held.lease, attempt=job.attempt, max_attempts=job.max_attempts, backoff=backoff)
-        settlement = decide(case, result.outcome)
+        settlement = decide(case, outcome)
+        seconds = anyio.current_time() - started
         match settlement.event:
             case Event.SUCCEED:
-                self._tell(events.JobSucceeded, held, seconds=result.seconds)
+                self._tell(events.JobSucceeded, held, seconds=seconds)
             case Event.RELEASE | Event.SNOOZE:
                 self._tell(events.JobReleased, held)
             case Event.ABORT:
@@ -397,31 +436,40 @@ class Supervisor:
             case _:
                 retry_in = settlement.delay if settlement.event is Event.RETRY else None
                 self._log_failure(held, settlement.error, retry_in)
-                self._tell(events.JobFailed, held, seconds=result.seconds, error=settlement.error, retry_in=retry_in)
-        self._settler.submit(Ended(held=held, settlement=settlement))
+                self._tell(events.JobFailed, held, seconds=seconds, error=settlement.error, retry_in=retry_in)
+        self._settler.submit(held, settlement)
 
-    def _answered(self, ended: Ended, accepted: bool) -> None:
-        held, settlement = ended.held, ended.settlement
-        if not accepted:
-            self._lost(held)
-            return
+    def _answered(self, batch: Sequence[Ended], lost: Collection[Lease]) -> None:
+        over: list[UUID] = []
+        for held, settlement in batch:
+            if lost and held.lease in lost:
+                self._lost(held)
+                continue
+            over.append(held.lease.job_id)
+            if settlement.event is Event.SUCCEED and not self._hooked:
+                self._succeeded += 1
+            else:
+                self._accepted(held, settlement)
+        self._settled(over)
+        self._slots.nudge()  # the reserver may have waited for this
+        self._look_again()
+
+    def _accepted(self, held: Held, settlement: Settlement) -> None:
         self._ends[settlement.event] += 1
         self._tell(events.JobAcked, held)
         if settlement.event in BURIES:
             self._tell(events.JobDeadLettered, held, error=settlement.error)
         if settlement.event in {Event.RETRY, Event.SNOOZE} and settlement.available_at is None:
             self._alarm.due_in(settlement.delay)
-        self._settled(held.job.id)
-        self._look_again()
 
     def _committed(self, held: Held, seconds: float) -> None:
         """A handler's own transaction ended its attempt."""
         held.settle()
         self._holdings.drop(held)
-        self._ends[Event.SUCCEED] += 1
+        self._succeeded += 1
         self._tell(events.JobSucceeded, held, seconds=seconds)
         self._tell(events.JobAcked, held)
-        self._settled(held.job.id)
+        self._settled([held.job.id])
 
     def _lost(self, held: Held) -> None:
         self._holdings.drop(held)
@@ -440,7 +488,7 @@ class Supervisor:
         self._announcer.tell(events.WorkerIdle(worker=self._settings.name))
 
     def _look_again(self) -> None:
-        if self._settings.burst and self._holdings.idle:
+        if self._settings.burst and not self._holdings and self._slots.idle:
             self._doorbell.ring()
 
     def _refused(self, error: StatementRejected) -> None:
@@ -456,7 +504,7 @@ class Supervisor:
         dead = ends[Event.FAIL] + ends[Event.DISCARD]
         return Summary(
             reason=self._reason,
-            succeeded=ends[Event.SUCCEED],
+            succeeded=self._succeeded + ends[Event.SUCCEED],
             failed=ends[Event.RETRY] + dead,
             dead=dead,
             released=ends[Event.RELEASE] + ends[Event.SNOOZE],
@@ -464,7 +512,7 @@ class Supervisor:
         )
 
     def _tell(self, kind: type[events.JobEvent], held: Held, **facts: object) -> None:
-        if not self._settings.hooks:
+        if not self._hooked:
             return
         job = held.job
         self._announcer.tell(

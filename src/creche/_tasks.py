@@ -16,14 +16,13 @@ from attrs import frozen
 
 from creche._attempt import Job, current_job
 from creche._callbacks import Callbacks, When, check_on
-from creche._calls import Call, Options, around_result, encode_payload, make_follow_up, make_options
+from creche._calls import NO_OPTIONS, Call, Options, around_result, encode_payload, make_follow_up, make_options
 from creche._job import DEFAULT_QUEUE, FollowUp, On, check_boolean, check_name, seconds
-from creche._payload import Refused, to_plain
 from creche._processes import check_cpu
 from creche._receipt import Receipt
 from creche._signature import Signature
 from creche.abc import Backoff, Serializer
-from creche.errors import OptionInvalid, PayloadInvalid, TaskInvalid, TasksNotIncluded, TypeTaken, UnknownType
+from creche.errors import OptionInvalid, TaskInvalid, TasksNotIncluded, TypeTaken, UnknownType
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -109,7 +108,7 @@ class Task(Generic[P, R]):
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Return the dispatch without sending it, for `queue.dispatch` and `queue.dispatch_many`."""
-        return self.make_call(Options(), args, kwargs)
+        return self.make_call(NO_OPTIONS, args, kwargs)
 
     def options(
         self,
@@ -169,16 +168,13 @@ class Task(Generic[P, R]):
 
     def call_with(self, options: Options, arguments: Any) -> Call[R]:
         """Return a call with arguments that were checked."""
-        try:
-            plain = to_plain(arguments)
-            payload = encode_payload(self._home.dispatcher.serializer, arguments, self.type)
-        except Refused as refused:
-            raise PayloadInvalid(refused.reason, path=refused.path, type=self.type) from None
+        plain = self.signature.plain(arguments)
+        payload = encode_payload(self._home.dispatcher.serializer, arguments, self.type, plain=plain)
         return Call(
             type=self.type,
             payload=payload,
             arguments=plain,
-            options=options.over(self.defaults),
+            options=self.defaults if options is NO_OPTIONS else options.over(self.defaults),
             returns=self.signature.returns,
         )
 
@@ -443,6 +439,10 @@ class Tasks:
         """Hold a task, in this registry alone."""
         self._tasks[task.type] = task
 
+    def find(self, type: str) -> Task[..., Any] | None:
+        """Return the task of this type, if there is one."""
+        return self._tasks.get(type)
+
     def get(self, type: str) -> Task[..., Any]:
         """Return the task of this type, or raise UnknownType with the names that come near."""
         try:
@@ -473,7 +473,7 @@ class Tasks:
         Raises:
             TasksNotIncluded: there is none.
         """
-        found = self.find_dispatcher()
+        found = self.find_dispatcher() if self._parents else self._dispatcher
         if found is None:
             raise TasksNotIncluded
         return found

@@ -7,7 +7,7 @@ saying who waits; cancelling a waiter never touches its job.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Final
 from uuid import UUID
@@ -74,9 +74,9 @@ class Waiters:
             raise waiter.error
         return waiter.end
 
-    def settled(self, job_id: UUID) -> None:
-        """A worker of this process wrote the end of a job: whoever waits for it need not wait for the tick."""
-        if job_id in self._waiters:
+    def settled(self, job_ids: Collection[UUID]) -> None:
+        """A worker of this process wrote the ends of jobs: whoever waits for one need not wait for the tick."""
+        if self._waiters and not self._waiters.keys().isdisjoint(job_ids):
             self._bell.ring()
 
     async def run(self) -> None:

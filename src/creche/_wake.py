@@ -19,6 +19,7 @@ from creche.errors import StorageError, StorageUnavailable
 
 _log = logging.getLogger("creche")
 
+_POLL: Final = 5.0  # seconds
 _EAGER: Final = 0.05  # seconds between polls right after there was work, where nothing else would tell
 _STEADY: Final = 5.0  # seconds that a listener must have lived for its end to be a new trouble
 _HEARING_AGAIN: Final = 60.0  # seconds until a storage that heard nothing is asked to listen once more
@@ -49,13 +50,22 @@ class Doorbell(Bell):
     """Rung by whoever knows of work; waited for by the reserver.
 
     Args:
-        poll_interval: seconds after which one goes and looks, though nobody rang.
+        poll_interval: seconds after which one goes and looks, though nobody rang; None: _POLL, or where wakes are heard
+            and upkeep looks as well, never.
     """
 
-    def __init__(self, poll_interval: float) -> None:
+    def __init__(self, poll_interval: float | None) -> None:
         super().__init__()
-        self._poll_interval = poll_interval
+        self._poll_interval = _POLL if poll_interval is None else poll_interval
+        self._relies = poll_interval is None
+        self._looked_after = False
         self._quiet = _EAGER
+
+    def look_after(self, *, ready: bool) -> None:
+        """Upkeep has looked whether something is ready, and will again."""
+        self._looked_after = True
+        if ready:
+            self.ring()
 
     def found_work(self) -> None:
         """More work tends to follow work: where nobody rings, look again soon."""
@@ -64,7 +74,7 @@ class Doorbell(Bell):
     async def wait(self, at_most: float = math.inf) -> None:
         """Wait for a ring, or until it is time to look anyway."""
         if self.listening:
-            patience = self._poll_interval
+            patience = math.inf if self._relies and self._looked_after else self._poll_interval
         else:
             patience = min(self._poll_interval, self._quiet)
             self._quiet = min(self._poll_interval, self._quiet * 1.5)

@@ -278,7 +278,9 @@ class Storage(Protocol):
         """
         ...
 
-    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
         """End attempts, each in one transaction with all that follows from it; each lease at most once in a batch.
 
         A batch may be ended in two transactions, jobs that have callbacks in the second: what is cut off in between is
@@ -294,6 +296,10 @@ class Storage(Protocol):
         Whatever ends a job (this, `maintain`, `cancel`) writes, in the same transaction, the callbacks that this end
         calls for: `FollowUp.after`, each once, ready now. Those that it does not call for stay, for a job that is made
         ready again may end in another way. Whoever watches the job is woken, and so are the listeners of their queues.
+
+        With a `retention` whose `completed` is 0, jobs that succeed are deleted, instead of being written for the next
+        `maintain` to delete: of those that have no `result_ttl` and no callbacks, that nobody watches, and whose queue
+        has no retention of its own by which it is kept. Sent again, their leases are `lost`, and among the `gone`.
 
         What is decided is written. That attempts are limited is the business of who decides,
         `creche._lifecycle.decide`, which says FAIL at the end of the last one: a RETRY is let through there too, and
@@ -326,6 +332,9 @@ class Storage(Protocol):
         not walked over each time; where `limit` is too little for all, the queue comes first that is most overdue, so
         that none waits for ever behind one in which much ends. Paused queues are looked after as the others are.
         Workers that have not been seen for as long as they had said are forgotten.
+
+        A storage that wakes listeners and says what is `ready` spares workers their polls: they look at the queues that
+        this names.
         """
         ...
 
@@ -366,7 +375,7 @@ class Storage(Protocol):
 
         From now on the end of each that is still active wakes the listeners of the name `watcher`, a queue's name that
         belongs to nobody else. As every wake it is a hint: an end that is being written just now may be missed, and a
-        watch that was not repeated for an hour is forgotten, by `maintain`.
+        watch that was not repeated for an hour is forgotten, by `maintain`. It may outlast the end, until it is `over`.
 
         Args:
             job_ids: which.

@@ -124,6 +124,7 @@ def test_every_option_reaches_the_worker(folder: Path, monkeypatch: pytest.Monke
         "20",
     ]
     words += ["--job-timeout", "2h", "--poll-interval", "0.5s", "--max-jobs", "9", "--max-memory", "1GiB", "--burst"]
+    words += ["--prefetch", "7"]
     with pytest.raises(Misuse):
         module.worker.main([*words, "--name", "blue"], standalone_mode=False)
     assert told == {
@@ -136,6 +137,7 @@ def test_every_option_reaches_the_worker(folder: Path, monkeypatch: pytest.Monke
         "poll_interval": 0.5,
         "max_jobs": 9,
         "max_memory": 1 << 30,
+        "prefetch": 7,
         "burst": True,
         "name": "blue",
     }

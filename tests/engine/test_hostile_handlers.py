@@ -196,13 +196,13 @@ async def test_no_more_is_run_while_too_many_ends_wait_to_be_written(queue: Queu
         nonlocal runs
         runs += 1
 
-    await queue.dispatch_many(work.call() for _ in range(1_000))
+    await queue.dispatch_many(work.call() for _ in range(3_000))
     async with Worker(queue, concurrency=2):
         storage.down = {"settle"}
         await anyio.sleep(60)
-        assert runs == 100
+        assert runs == 2_000
         storage.down = set()
-        await until(lambda: runs == 1_000)
+        await until(lambda: runs == 3_000)
 
 
 class Flapping(Faulty):

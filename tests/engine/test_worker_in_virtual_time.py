@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import anyio
 import pytest
@@ -371,8 +372,8 @@ async def test_an_end_that_was_written_is_not_called_lost_though_its_answer_came
     settle = storage.settle
     answers: list[Settled] = []
 
-    async def frozen(settlements: Sequence[Settlement]) -> Settled:
-        answers.append(await settle(settlements))
+    async def frozen(settlements: Sequence[Settlement], **named: Any) -> Settled:
+        answers.append(await settle(settlements, **named))
         if len(answers) == 1:
             storage.down = {"extend"}
             with anyio.CancelScope(shield=True):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from threading import Timer
@@ -177,16 +177,22 @@ def frozen(pid: int) -> Generator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def kill_holder(dsn: str, name: str, pid: int) -> int:
-    """SIGKILL a worker at a moment when it holds jobs; return how many."""
+def kill_holder(dsn: str, run: Run) -> int:
+    """SIGKILL one of the workers at a moment when it holds jobs; return how many.
+
+    All are frozen while it is looked who does: of one alone that is held up, the others would take everything.
+    """
+    workers = {f"worker-{number}": pid_of(run, number) for number in range(1, len(run.workers) + 1)}
     for _ in range(200):
-        with frozen(pid):
-            held = [holder for holder in jobs(dsn, [Status.PROCESSING]) if holder and holder.startswith(f"{name}:")]
-            if held:
-                kill(pid)
-                return len(held)
+        with ExitStack() as all_frozen:
+            for pid in workers.values():
+                all_frozen.enter_context(frozen(pid))
+            holders = [holder.partition(":")[0] for holder in jobs(dsn, [Status.PROCESSING]) if holder]
+            if holders:
+                kill(workers[holders[0]])
+                return holders.count(holders[0])
         time.sleep(0.001)
-    pytest.fail(f"{name} never held a job")
+    pytest.fail("no worker ever held a job")
 
 
 # --- the whole way ----------------------------------------------------------------------------------
@@ -213,7 +219,7 @@ def test_every_file_is_indexed_and_the_second_run_executes_nothing(start: Start,
 def test_a_killed_worker_is_replaced_and_its_jobs_run_again(start: Start, dsn: str) -> None:
     run = start("--dsn", dsn, "--workers", "3", "--limit", "400")
     run.until("50 %")
-    held = kill_holder(dsn, "worker-1", pid_of(run, 1))
+    held = kill_holder(dsn, run)
     run.check(executed=400, cached=0)
     assert run.number("workers were lost and replaced") == 1
     assert run.number("attempts") == 400 + held

@@ -23,6 +23,7 @@ from creche._payload import (
     clean,
     describe,
     fingerprint,
+    is_simple,
     to_plain,
 )
 
@@ -265,3 +266,43 @@ def test_cleaning_a_clean_text_changes_nothing(text: str) -> None:
     once = clean(text)
     assert _storable(once)
     assert clean(once) == once
+
+
+# --- the short way ----------------------------------------------------------------------------------
+
+_LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["\0", SURROGATE, "ü", ""])
+)
+
+
+@given(st.dictionaries(st.text() | st.sampled_from(["", "a", "\0", SURROGATE]), _LEAVES, max_size=4))
+def test_a_simple_dict_is_plain_as_it_would_be_by_the_long_way(values: dict[str, Any]) -> None:
+    if not is_simple(values):
+        return
+    (long_way,) = to_plain([values])  # a list never is
+    assert to_plain(values) == long_way
+    assert json.dumps(to_plain(values)) == json.dumps(long_way)  # the order of keys too, and 1 is neither 1.0 nor true
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a\0b", SURROGATE, float("nan"), float("inf"), float("-inf"), 1 << 64, -(1 << 63) - 1, Colour.RED, [1], {1: 2}],
+    ids=repr,
+)
+def test_what_may_be_refused_is_not_simple(value: object) -> None:
+    assert not is_simple({"value": value})
+    assert not is_simple({"good": 1, "value": value})
+
+
+@pytest.mark.parametrize("key", ["a\0b", SURROGATE, 1, None], ids=repr)
+def test_a_key_that_may_be_refused_is_not_simple(key: object) -> None:
+    assert not is_simple({key: 1})
+
+
+def test_what_looks_like_text_or_a_number_is_not_simple() -> None:
+    class Text(str):
+        __slots__ = ()
+
+    assert not is_simple({"value": Text("a")})
+    assert not is_simple({Text("a"): 1})
+    assert not is_simple({"value": Colour.RED})

@@ -111,6 +111,12 @@ RESULTS: Final = [
         tests=[kept("sqlite", "test_a_fresh_result_keeps_its_row")],
     ),
     Defect(
+        name="refresh-by-a-job-that-joins",
+        breaks="a dispatch that the job before it answers throws a cached result away, and its work is done again",
+        edits=[Edit(ON_POSTGRESQL, "asked |= {key, None if job.refresh", "asked |= {None if job.refresh")],
+        tests=[kept("postgresql", "test_in_one_batch_a_key_answers_a_refresh_too")],
+    ),
+    Defect(
         name="stale-result-answers",
         breaks="a dispatch is answered by a result that is past its time",
         edits=[Edit(MEMORY, "expiry is None or (expiry > moment and not refresh)", "expiry is None or not refresh")],

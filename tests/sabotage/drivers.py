@@ -137,16 +137,30 @@ SESSIONS: Final = [
         shows={"ConfigurationError"},  # each connection is held against what it should be
     ),
     Defect(
-        name="prepared-by-default",
+        name="prepared-behind-a-pooler",
         breaks="behind a pooler the sixth call of a kind finds a prepared statement that isn't there",
         edits=[
             Edit(
-                "src/creche/storage/postgresql.py",
-                "        prepare_threshold: int | None = None,",
-                "        prepare_threshold: int | None = 5,",
+                "src/creche/storage/_psycopg.py",
+                "        if answer == (True,):",
+                "        if answer:",
             )
         ],
-        tests=[POSTGRESQL_TESTS + "test_nothing_stays_in_a_session"],
+        tests=[
+            "tests/storage/test_postgresql_prepared.py::test_nothing_stays_in_a_session_that_somebody_else_may_get_next"
+        ],
+    ),
+    Defect(
+        name="backlog-by-a-kept-plan",
+        breaks="a plan that was made while the table was empty is used for a million jobs",
+        edits=[
+            Edit(
+                "src/creche/storage/postgresql.py",
+                "        steady = not self._backlog\n",
+                "        steady = True\n",
+            )
+        ],
+        tests=["tests/storage/test_postgresql_prepared.py::test_with_a_backlog_each_reserve_is_planned_anew"],
     ),
     Defect(
         name="worker-clock-in-postgresql",
@@ -154,8 +168,8 @@ SESSIONS: Final = [
         edits=[
             Edit(
                 "src/creche/storage/postgresql.py",
-                'documents.texts(types),\n            "now": now,\n',
-                'documents.texts(types),\n            "now": now or datetime.now().astimezone(),\n',
+                'documents.array(tuple(types)),\n            "now": now,\n',
+                'documents.array(tuple(types)),\n            "now": now or datetime.now().astimezone(),\n',
             )
         ],
         tests=["tests/storage/test_clocks.py::test_every_time_that_is_written_is_the_database_s"],
@@ -250,7 +264,9 @@ ERRORS: Final = [
     Defect(
         name="call-without-a-deadline",
         breaks="against a frozen server a worker waits for ever, and its handlers run on beside others",
-        edits=[Edit("src/creche/storage/_calls.py", "with move_on_after(self.timeout):", "with move_on_after(None):")],
+        edits=[
+            Edit("src/creche/storage/_calls.py", "with move_on_after(self.timeout) as", "with move_on_after(None) as")
+        ],
         tests=[
             "tests/faults/test_postgresql_storage_faults.py::test_a_call_to_a_frozen_server_ends_in_time_and_can_be_sent_again"
         ],
@@ -294,8 +310,8 @@ LISTENERS: Final = [
         edits=[
             Edit(
                 LISTENER,
-                "            if heard is None:\n                await self._prove(connection)\n",
-                "            if heard is None:\n                continue\n",
+                "current_time() + _silence()\n            await self._prove(connection)\n",
+                "current_time() + _silence()\n",
             )
         ],
         tests=[POSTGRESQL_TESTS + "test_a_listener_that_went_deaf_is_found_out"],
@@ -313,12 +329,20 @@ LISTENERS: Final = [
         tests=[POSTGRESQL_TESTS + "test_a_producer_that_ends_at_once_has_woken_the_others"],
     ),
     Defect(
+        name="aloud-each-time",
+        breaks="each dispatch makes all others wait that notify as they commit",
+        edits=[Edit("src/creche/storage/_notifier.py", "SELDOM: Final = 10", "SELDOM: Final = 0")],
+        tests=[
+            "tests/storage/test_notifier.py::test_after_a_silence_a_call_may_wake_as_it_commits_and_then_not_for_ten_times_as_long"
+        ],
+    ),
+    Defect(
         name="notify-for-each-insert",
         breaks="each dispatch wakes every worker, and takes a lock of the whole server at its commit",
         edits=[
             Edit(
                 "src/creche/storage/_notifier.py",
-                "            await anyio.sleep(self._pause)\n",
+                "            await anyio.sleep_until(self._sent + self._pause)\n",
                 "            await anyio.sleep(0)\n",
             )
         ],

@@ -15,13 +15,14 @@ DEADLINE: Final = "tests/engine/test_deadlines.py::"
 WAKES_TESTS: Final = "tests/engine/test_wakes.py::"
 VIRTUAL: Final = "tests/engine/test_worker_in_virtual_time.py::"
 HOSTILE: Final = "tests/engine/test_hostile_handlers.py::"
+SLOTS: Final = "tests/engine/test_slots.py::"
 STANDING: Final = "tests/engine/test_standing.py::"
 
 DEADLINES: Final = [
     Defect(
         name="deadline-from-after-the-reserve",
         breaks="a handler that was reserved slowly is still at work when somebody else may have its job",
-        edits=[Edit(RESERVER, "Held(job, sent + order", "Held(job, anyio.current_time() + order")],
+        edits=[Edit(RESERVER, "deadline = sent + order", "deadline = anyio.current_time() + order")],
         tests=[DEADLINE + "test_it_counts_from_before_the_reserve_was_sent"],
     ),
     Defect(
@@ -66,8 +67,8 @@ DEADLINES: Final = [
         edits=[
             Edit(
                 "src/creche/_attempt.py",
-                "outcome = Released() if held.expired else await call()",
-                "outcome = await call()",
+                "            elif held.end > now:",
+                "            elif held.end > 0:",
             )
         ],
         tests=[HOSTILE + "test_a_handler_does_not_begin_after_a_neighbour_blocked_the_loop_past_its_lease"],
@@ -114,9 +115,8 @@ ENDS: Final = [
         edits=[
             Edit(
                 SETTLER,
-                "                await patience.after(error)\n                batch = self._without(batch, expired)\n",
-                "                await patience.after(error)\n"
-                "                batch = self._without(batch, {ended.held.lease for ended in batch})\n",
+                "        expired = [ended for ended in batch if ended[0].end <= sent]\n",
+                "        expired = [*batch]\n",
             )
         ],
         tests=[VIRTUAL + "test_an_acknowledgement_that_fails_is_retried_while_the_lease_holds"],
@@ -140,8 +140,8 @@ ENDS: Final = [
         edits=[
             Edit(
                 "src/creche/_attempt.py",
-                "        return Released()  # an error raised while the whole",
-                "        return outcome  # an error raised while the whole",
+                "            return _RELEASED  # an error raised while the whole",
+                "            return outcome  # an error raised while the whole",
             )
         ],
         tests=["tests/engine/test_worker.py::test_a_task_group_that_fails_while_the_worker_stops_is_given_back"],
@@ -179,7 +179,7 @@ WAKES: Final = [
     Defect(
         name="notify-without-poll",
         breaks="a wake that is lost leaves a job lying for as long as nobody else dispatches",
-        edits=[Edit(WAKE, "            patience = self._poll_interval\n", "            patience = math.inf\n")],
+        edits=[Edit(WAKE, "self._looked_after else self._poll_interval\n", "self._looked_after else math.inf\n")],
         tests=[WAKES_TESTS + "test_a_wake_that_is_lost_costs_no_more_than_a_poll"],
     ),
     Defect(
@@ -211,12 +211,60 @@ WAKES: Final = [
         breaks="one slow job keeps all other slots empty",
         edits=[
             Edit(
-                "src/creche/_leases.py",
-                "        while self.room <= 0:",
-                "        while self.room <= 0 or self._running:",
+                RESERVER,
+                "        while self._room() <= 0:",
+                "        while self._room() <= 0 or self._slots.running:",
             )
         ],
         tests=[VIRTUAL + "test_a_slow_job_never_blocks_free_slots"],
+    ),
+    Defect(
+        name="long-jobs-are-hoarded",
+        breaks="jobs that were reserved ahead of some that grew long wait for them, though other workers have slots",
+        edits=[Edit(RESERVER, "(late := self._slots.withdraw(anyio", "(late := self._slots.withdraw(-anyio")],
+        tests=[SLOTS + "test_what_waits_behind_jobs_that_grew_long_is_given_back_unspent"],
+    ),
+    Defect(
+        name="payloads-without-bound",
+        breaks="a worker reserves two gigabytes of large payloads ahead",
+        edits=[
+            Edit(
+                "src/creche/_pace.py",
+                "return min(ahead, int(_BYTES / self._size)) if self._size else ahead",
+                "return ahead",
+            )
+        ],
+        tests=[SLOTS + "test_of_large_payloads_fewer_are_reserved_ahead"],
+    ),
+    Defect(
+        name="stop-keeps-what-waits",
+        breaks="a worker that is told to stop begins jobs that it had reserved ahead",
+        edits=[
+            Edit(
+                "src/creche/_supervisor.py",
+                "        self._end_intake()\n        self._give_back(self._slots.withdraw())\n",
+                "        self._end_intake()\n",
+            )
+        ],
+        tests=[SLOTS + "test_told_to_begin_no_more_it_gives_back_what_it_has_not_begun"],
+    ),
+    Defect(
+        name="slot-hands-on-its-context",
+        breaks="a job finds the context variables that the one before it has set",
+        edits=[Edit("src/creche/_slots.py", "                retired = not _same(clean)\n", "")],
+        tests=[SLOTS + "test_no_job_finds_the_context_variables_of_another"],
+    ),
+    Defect(
+        name="slot-hands-on-a-cancellation",
+        breaks="a handler that cancels its own task on asyncio fails the next job",
+        edits=[Edit("src/creche/_slots.py", "if me.has_pending_cancellation():", "if not me:")],
+        tests=[SLOTS + "test_a_cancellation_that_a_handler_asked_for_itself_strikes_no_other"],
+    ),
+    Defect(
+        name="deleted-is-taken-for-lost",
+        breaks="a settle that deleted its jobs, and whose answer was lost, counts as a lost lease",
+        edits=[Edit(SETTLER, "                if settled.gone:", "                if not settled:")],
+        tests=[SLOTS + "test_a_settle_that_deleted_and_was_not_answered_is_no_lost_lease"],
     ),
     Defect(
         name="delayed-job-waits-for-a-round",

@@ -9,7 +9,15 @@ from sabotage.planting import Defect, Edit
 
 MEMORY: Final = "src/creche/storage/memory.py"
 ROWS: Final = "src/creche/storage/_memory_rows.py"
+BATCHES: Final = "src/creche/storage/_batches.py"
+MYSQL_ROWS: Final = "src/creche/storage/_mysql_rows.py"
+MYSQL_ENDS: Final = "src/creche/storage/_mysql_ends.py"
 
+BLOCKED: Final = (
+    "tests/faults/test_blocked_loop.py::test_while_a_loop_is_blocked_for_three_leases_nothing_that_it_holds_runs_twice"
+    "_and_the_log_says_who_blocks"
+)
+ONLY_THEN: Final = "test_only_a_job_that_is_followed_takes_a_second_transaction_to_end"
 VIRTUAL: Final = "tests/engine/test_worker_in_virtual_time.py::"
 
 HOLDS: Final = "self.token == lease.token and self.nonce == lease.nonce"
@@ -132,7 +140,7 @@ ATTEMPTS: Final = [
             "postgresql": [
                 Edit("sql/postgresql/reserve.sql", "           attempts = attempts + 1,\n", ""),
                 Edit("sql/postgresql/reserve.sql", "r.priority, r.attempts,", "r.priority, r.attempts + 1,"),
-                Edit("sql/postgresql/settle.sql", "j.attempts - s.gives_back", "j.attempts + 1 - s.gives_back"),
+                Edit("sql/postgresql/settle.sql", "j.attempts - coalesce(s.gives", "j.attempts + 1 - coalesce(s.gives"),
                 Edit("sql/postgresql/recover.sql", "((attempts - 1) %% 3)", "(attempts %% 3)"),
                 Edit("sql/postgresql/recover.sql", "least(attempts - 1, 6)", "least(attempts, 6)"),
             ],
@@ -144,7 +152,9 @@ ATTEMPTS: Final = [
         "test_an_attempt_counts_unless_it_is_given_back",
         {
             "sqlite": Edit("sql/sqlite/settle.sql", "job.attempts - settlement.gives_back", "job.attempts"),
-            "postgresql": Edit("sql/postgresql/settle.sql", "j.attempts - s.gives_back::integer", "j.attempts"),
+            "postgresql": Edit(
+                "sql/postgresql/settle.sql", "j.attempts - coalesce(s.gives_back, false)::integer", "j.attempts"
+            ),
             "mysql": Edit("sql/mysql/settle.sql", "j.attempts - s.gives_back", "j.attempts"),
         },
     ),
@@ -175,6 +185,109 @@ ATTEMPTS: Final = [
         tests=[
             "tests/lifecycle/test_lifecycle.py::test_jobs_that_are_due_together_after_one_attempt_are_not_after_the_next"
         ],
+    ),
+]
+
+UNKEPT: Final = [
+    Defect(
+        name="unkept-is-kept",
+        breaks="what is to be kept for no time is written once more, and left to upkeep",
+        edits=[Edit(BATCHES, "retention.completed > 0", "retention.completed >= 0")],
+        tests=[kept("memory", "test_what_succeeds_and_is_kept_for_no_time_goes_with_its_settle")],
+    ),
+    Defect(
+        name="unkept-however-it-ends",
+        breaks="a job that failed, or was to be tried again, is gone",
+        edits=[Edit(BATCHES, " if settlement.event is Event.SUCCEED]", "]")],
+        tests=[kept("memory", "test_the_others_of_its_batch_end_as_ever")],
+    ),
+    *in_each(
+        "unkept-without-random-bits",
+        "whoever was overtaken deletes the job that somebody else runs",
+        "test_a_lease_of_another_nonce_deletes_nothing",
+        {
+            "memory": Edit(
+                MEMORY, "(row := self._held(lease)) and not", "(row := self._rows.get(lease.job_id)) and not"
+            ),
+            "sqlite": Edit("sql/sqlite/settle_unkept.sql", "        AND job.nonce = settlement.nonce\n", ""),
+            "postgresql": Edit("sql/postgresql/settle_unkept.sql", "       AND j.nonce = e.nonce\n", ""),
+            "mysql": Edit(MYSQL_ROWS, "token = {token} AND nonce = {nonce} AND id", "token = {token} AND id"),
+        },
+    ),
+    *in_each(
+        "unkept-with-callbacks",
+        "what was to follow a job goes with it",
+        "test_what_others_follow_is_followed",
+        {
+            "memory": Edit(MEMORY, "bool(row.callbacks or row.watchers)", "bool(row.watchers)"),
+            "sqlite": Edit("sql/sqlite/settle_unkept.sql", "        AND job.callbacks IS NULL\n", ""),
+            "postgresql": Edit("sql/postgresql/settle_unkept.sql", "       AND j.callbacks IS NULL\n", ""),
+            "mysql": Edit("sql/mysql/unkept.sql", "   AND callbacks IS NULL\n", ""),
+        },
+    ),
+    *in_each(
+        "unkept-with-its-result",
+        "work whose result was to answer for a day is done again at once",
+        "test_a_cached_result_stays_and_answers",
+        {
+            "memory": Edit(MEMORY, " or row.result_ttl is not None\n        return used", "\n        return used"),
+            "sqlite": Edit("sql/sqlite/settle_unkept.sql", "        AND job.result_ttl IS NULL\n", ""),
+            "postgresql": Edit("sql/postgresql/settle_unkept.sql", "       AND j.result_ttl IS NULL\n", ""),
+            "mysql": Edit("sql/mysql/unkept.sql", "   AND result_ttl IS NULL\n", ""),
+        },
+    ),
+]
+
+ALIKE: Final = [
+    Defect(
+        name="alike-without-token",
+        breaks="whoever was overtaken completes the job that somebody else runs",
+        edits=[Edit(MYSQL_ROWS, "token = {token} AND nonce", "nonce")],
+        tests=[kept("mysql", "test_to_settle_token_and_nonce_must_both_be_right")],
+    ),
+    Defect(
+        name="alike-without-random-bits",
+        breaks="after a failover that lost the reserve, two holders have the same token, and both complete the job",
+        edits=[Edit(MYSQL_ROWS, "token = {token} AND nonce = {nonce} AND id", "token = {token} AND id")],
+        tests=[kept("mysql", "test_to_settle_token_and_nonce_must_both_be_right")],
+    ),
+    Defect(
+        name="alike-with-callbacks",
+        breaks="what was to follow a job that ends with many others never runs",
+        edits=[Edit("sql/mysql/complete.sql", "   AND callbacks IS NULL\n", "")],
+        tests=[kept("mysql", "test_of_a_batch_that_ends_alike_each_job_keeps_what_is_its_own")],
+    ),
+    Defect(
+        name="alike-asks-nothing",
+        breaks="where one of many is left out, the others are asked about later, when somebody may have touched them",
+        edits=[Edit("sql/mysql/settled_if_short.sql", "IF(ROW_COUNT() = %(wanted)s,", "IF(%(wanted)s,")],
+        tests=["tests/storage/test_mysql_callbacks.py::" + ONLY_THEN],
+    ),
+    Defect(
+        name="commit-waits-for-the-event-loop",
+        breaks="while a handler blocks the loop, an end that was on its way is rolled back, and its job runs again",
+        edits=[
+            Edit(
+                "src/creche/storage/_mysql_calls.py",
+                "return (await send(connection, [BEGIN, *statements, COMMIT]))[1:-1]",
+                "answers = (await send(connection, [BEGIN, *statements]))[1:]\n"
+                "        await send(connection, [COMMIT])\n"
+                "        return answers",
+            )
+        ],
+        tests=[BLOCKED],
+    ),
+    Defect(
+        name="alike-whatever-the-result",
+        breaks="a job has the result of another one",
+        edits=[Edit(BATCHES, "each.event is Event.SUCCEED and each.result == result", "each.event is Event.SUCCEED")],
+        tests=[kept("mysql", "test_of_a_batch_that_ends_alike_each_job_keeps_what_is_its_own")],
+    ),
+    Defect(
+        name="alike-wakes-nobody",
+        breaks="whoever waits for one of many jobs that end together looks again only after a second",
+        edits=[Edit("sql/mysql/watched.sql", " WHERE job_id IN (%(ids)s)", " WHERE FALSE AND job_id IN (%(ids)s)")],
+        tests=[kept("mysql", "test_each_job_of_a_batch_wakes_its_own_watchers")],
     ),
 ]
 
@@ -236,4 +349,4 @@ RIVALS: Final = [
     ),
 ]
 
-LEASES: Final = [*FENCES, *ATTEMPTS, *RIVALS]
+LEASES: Final = [*FENCES, *ATTEMPTS, *UNKEPT, *ALIKE, *RIVALS]

@@ -125,9 +125,11 @@ class Database(MemoryStorage):
         self._changed(Cause.EXTEND)
         return answer
 
-    def settle_now(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+    def settle_now(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
         before = [row.record if (row := self._rows.get(each.lease.job_id)) else None for each in settlements]
-        answer = super().settle_now(settlements, now=now)
+        answer = super().settle_now(settlements, retention=retention, now=now)
         for settlement, record in zip(settlements, before, strict=True):
             row = self._rows.get(settlement.lease.job_id)
             after = row.record if row is not None and row.record is not record else None

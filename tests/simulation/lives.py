@@ -170,6 +170,7 @@ def determined(seed: int, wall_clock: object) -> Generator[None]:
             (_ids, "_last", 0),
             (_bulk, "time", wall_clock),
             (_queue, "new_job_id", _new_job_id),
+            (_queue, "new_job_ids", lambda count: [_new_job_id() for _ in range(count)]),
             (_calls, "new_job_id", _new_job_id),
         ):
             stack.enter_context(patch.object(target, name, stand_in))

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import anyio
 from attrs import evolve
+from msgspec.structs import replace
 
 from creche import _reserver, _supervisor
 from creche._job import Event, Extension, Failure, Settlement
@@ -87,11 +88,11 @@ def failed_acknowledgement_is_a_failure() -> Generator[None]:
     async def despair(self: Settler, batch: Any) -> None:
         settle = self._storage.settle
 
-        async def once(settlements: Any) -> Any:
+        async def once(settlements: Any, **named: Any) -> Any:
             try:
-                return await settle(settlements)
+                return await settle(settlements, **named)
             except StorageUnavailable as error:
-                return await settle([_failed(each, error) for each in settlements])
+                return await settle([_failed(each, error) for each in settlements], **named)
 
         self._storage, link = _With(self._storage, settle=once), self._storage
         try:
@@ -105,7 +106,7 @@ def failed_acknowledgement_is_a_failure() -> Generator[None]:
 
 def _failed(settlement: Settlement, error: Exception) -> Settlement:
     failure = Failure(type="StorageUnavailable", message=str(error))
-    return evolve(settlement, event=Event.RETRY, result=None, error=failure)
+    return replace(settlement, event=Event.RETRY, result=None, error=failure)
 
 
 def no_poll_behind_wakes() -> AbstractContextManager[object]:

@@ -18,10 +18,11 @@ import pytest
 
 from creche import Queue, Status, Worker
 from creche._ids import new_job_id
-from creche._job import Event, JobFilter, Lease, NewJob, Settlement
+from creche._inserter import Inserter, inserting
+from creche._job import Event, JobFilter, Lease, NewJob, Retention, Settlement
 from creche._leases import Held, Holdings, Verdict
 from creche._renewer import Renewer
-from creche._settler import Ended, Settler
+from creche._settler import Settler
 from creche.storage._pool import Pool
 from creche.storage.memory import MemoryStorage
 from toys import Toy, ToyDriver, assert_whole
@@ -92,18 +93,52 @@ def test_a_pool_that_forgets_a_slot_is_found_out(monkeypatch: pytest.MonkeyPatch
         explore(borrowers, shrink=False)
 
 
+# --- the inserter -----------------------------------------------------------------------------------
+
+
+async def dispatching() -> None:
+    storage = MemoryStorage()
+    answered: list[NewJob] = []
+    async with storage, inserting(storage) as inserter:
+
+        async def ask() -> None:
+            for _ in range(2):
+                job = NewJob(id=new_job_id(), type="work", payload=b"{}")
+                answer = await inserter.insert(job)
+                assert (answer.job_id, answer.inserted) == (job.id, True)
+                answered.append(job)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(cancelled_somewhere, ask, 12)
+        await ask()  # whoever went has left the way free
+        written = {job.id for job in await storage.list(JobFilter(), 20)}
+        assert written >= {job.id for job in answered}
+
+
+def test_the_inserter_answers_each_caller_for_its_own_job_whoever_is_cancelled() -> None:
+    explore(dispatching)
+
+
+def test_an_inserter_that_lets_callers_join_what_was_sent_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Inserter, "_seal", lambda self, batch: None)
+    with pytest.raises(detangle.BugFound):
+        explore(dispatching, shrink=False)
+
+
 # --- the settler ------------------------------------------------------------------------------------
 
 
 async def settling() -> None:
     storage = MemoryStorage()
     async with storage:
-        holdings, answers = Holdings(5), Counter[tuple[Lease, bool]]()
+        holdings, answers = Holdings(), Counter[tuple[Lease, bool]]()
         settler = Settler(
             storage,
             holdings,
             timeout=3,
-            answered=lambda ended, accepted: answers.update([(ended.held.lease, accepted)]),
+            retention=Retention(),
+            answered=lambda batch, lost: answers.update((held.lease, held.lease not in lost) for held, _ in batch),
         )
         submitted: list[Lease] = []
         held = await reserved(storage, 5)
@@ -113,18 +148,16 @@ async def settling() -> None:
                 services.start_soon(settler.run)
                 try:
                     for each in held:
-                        holdings.take(each)
-                        holdings.vacate(each)
-                        end = Settlement(lease=each.lease, event=Event.SUCCEED, result=b"1")
+                        holdings.take([each])
                         submitted.append(each.lease)
-                        settler.submit(Ended(held=each, settlement=end))
+                        settler.submit(each, Settlement(lease=each.lease, event=Event.SUCCEED, result=b"1"))
                         await anyio.lowlevel.checkpoint()
                 finally:
                     settler.close(5)
 
         await cancelled_somewhere(host)
         assert answers == Counter((lease, True) for lease in submitted)
-        assert holdings.idle
+        assert not len(holdings)
         completed = await storage.list(JobFilter(statuses=frozenset({Status.COMPLETED})), 10)
         assert {job.id for job in completed} == {lease.job_id for lease in submitted}
 
@@ -149,7 +182,7 @@ async def renewing() -> None:
     """Of three jobs one is lost, one is to be cancelled, one goes on for three leases."""
     storage = MemoryStorage()
     async with storage:
-        holdings = Holdings(3)
+        holdings = Holdings()
         renewer = Renewer(
             storage, holdings, lease=LEASE, margin=1, renewed=lambda held: None, progressed=lambda held, progress: None
         )
@@ -167,7 +200,7 @@ async def renewing() -> None:
                 try:
                     async with anyio.create_task_group() as attempts:
                         for each in held:
-                            holdings.take(each)
+                            holdings.take([each])
                             attempts.start_soon(attempt, each, 3 * LEASE)
                         storage._rows[lost.job.id].seize()
                         await storage.cancel([asked.job.id])

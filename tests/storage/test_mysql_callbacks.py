@@ -192,8 +192,9 @@ async def test_a_revived_job_may_end_in_another_way(storage: MySQLStorage) -> No
     assert len(await rows(storage)) == 3
 
 
-async def test_only_a_job_that_is_followed_takes_a_second_round_trip_to_end(
-    storage: MySQLStorage, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("alike", [False, True])
+async def test_only_a_job_that_is_followed_takes_a_second_transaction_to_end(
+    storage: MySQLStorage, monkeypatch: pytest.MonkeyPatch, alike: bool
 ) -> None:
     sent: list[int] = []
     run = Connection.run
@@ -207,10 +208,15 @@ async def test_only_a_job_that_is_followed_takes_a_second_round_trip_to_end(
     callback = follow_up()
     await storage.insert([job() for _ in range(3)] + [job(callback)])
     reservation = await storage.reserve(["default"], 4, lease=60, worker="w", nonce=1)
-    *plain, followed = [Settlement(lease=each.lease, event=Event.SUCCEED) for each in reservation.jobs]
+    *plain, followed = [
+        Settlement(lease=each.lease, event=Event.SUCCEED, result=b"null" if alike else b"%d" % number)
+        for number, each in enumerate(reservation.jobs)
+    ]
     monkeypatch.setattr(Connection, "run", counted)
     assert len((await storage.settle(plain)).accepted) == 3
-    assert sent == [4]  # begin, settle, settled, commit
+    # One trip, commit and all: an event loop that is blocked meanwhile holds up nothing. Those that are alike: begin,
+    # complete, what to ask, prepare, execute, commit. The others: begin, settle, settled, commit.
+    assert sent == ([6] if alike else [4])
     sent.clear()
     assert len((await storage.settle([*plain, followed])).accepted) == 4
     assert len(sent) == 2
@@ -391,8 +397,9 @@ async def test_within_a_batch_a_result_answers_until_somebody_refreshes_it(stora
     assert again.job_id == fresh.id, "an active job goes on answering"
 
 
+@pytest.mark.parametrize("results", [[b"1", b"2"], [b"1", b"1"]], ids=["different", "alike"])
 async def test_what_the_first_trip_of_a_settle_has_ended_is_not_lost_when_the_second_is_run_again(
-    storage: MySQLStorage, monkeypatch: pytest.MonkeyPatch
+    storage: MySQLStorage, monkeypatch: pytest.MonkeyPatch, results: Sequence[bytes]
 ) -> None:
     leases: list[Lease] = []
     for each in (job(), job(follow_up())):
@@ -408,8 +415,13 @@ async def test_what_the_first_trip_of_a_settle_has_ended_is_not_lost_when_the_se
             raise TransientConflict("a rival was in the way")
         return await together(connection, statements)
 
-    monkeypatch.setattr("creche.storage.mysql.together", undone_once)
-    settled = await storage.settle([Settlement(lease=lease, event=Event.SUCCEED, result=b"1") for lease in leases])
+    monkeypatch.setattr("creche.storage._mysql_ends.together", undone_once)
+    settled = await storage.settle(
+        [
+            Settlement(lease=lease, event=Event.SUCCEED, result=result)
+            for lease, result in zip(leases, results, strict=True)
+        ]
+    )
     assert trips == 4
     assert set(await storage.find([lease.job_id for lease in leases])) == {leases[1].job_id}
     assert settled.accepted == set(leases)

@@ -162,6 +162,9 @@ BURIED, SINCE, GONE, BY_ID = "creche_dead_letters_buried", "creche_watches_since
 ALL: Final = among("type", None)
 SOME: Final = among("type", ["t1", "t2"])
 LEASES: Final = [Lease(job_id=job_id(PROCESSING, n), token=1, nonce=1) for n in range(1, 101)]
+HELD_STILL: Final = rows.is_lease(
+    Lease(job_id=lease.job_id, token=1 + (n > 70) + (n > 90), nonce=1) for n, lease in enumerate(LEASES)
+)
 SETTLEMENTS: Final = [
     Settlement(lease=lease, event=Event.FAIL, error=Failure(type="E", message="m"))
     if n % 2
@@ -232,11 +235,15 @@ HOT: Final = {
     ),
     "reserve": Hot("reserve", {"ids": IDS[PENDING], "nonce": 1, "worker": "w", "lease": DAY}, {BY_ID}, most=20),
     "extend": Hot("extend", {"leases": rows.leases_document(LEASES), "seconds": DAY}, {BY_ID}, most=510),
-    "held": Hot("held", rows.lease_parameters(LEASES), {BY_ID}, most=100),
+    "held": Hot("held", {"held": HELD_STILL}, {BY_ID}, most=100),
     "settle": Hot("settle", {**SETTLED, "followed": False}, {BY_ID}, most=510),
     "settle what is followed": Hot("settle", {**SETTLED, "followed": True}, {BY_ID}, most=510),
-    "settled": Hot("settled", {"horizon": 30, **rows.lease_parameters(LEASES)}, {BY_ID}, most=100),
-    "write dead letters": Hot("write_dead_letters", {"buried": rows.is_lease(LEASES)}, {BY_ID}, most=100),
+    "complete": Hot("complete", {"held": HELD_STILL, "result": "null"}, {BY_ID}, most=100),
+    "watched": Hot("watched", {"ids": IDS[COMPLETED]}, {BY_ID}, most=40),
+    "unkept": Hot("unkept", {"held": HELD_STILL}, {BY_ID}, most=410),
+    "delete unkept": Hot("delete_unkept", {"ids": IDS[PROCESSING]}, {BY_ID}, most=20),
+    "settled": Hot("settled", {"horizon": 30, "held": HELD_STILL}, {BY_ID}, most=100),
+    "write dead letters": Hot("write_dead_letters", {"buried": HELD_STILL}, {BY_ID}, most=100),
     "overdue": Hot("overdue", {"watched": DAY}, {HELD}, most=10),
     "stale": Hot("stale", STALE, {FINISHED}, most=5),
     "expired": Hot("expired", {"limit": 10}, {HELD}, most=20),

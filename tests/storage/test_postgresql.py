@@ -277,24 +277,6 @@ async def test_a_server_that_reads_only_is_unavailable(dsn: str, storage: Postgr
             await standby.insert(jobs(1))
 
 
-async def test_nothing_stays_in_a_session(dsn: str, storage: PostgreSQLStorage, raw: Raw) -> None:
-    async with PostgreSQLStorage(f"{dsn}&pool_size=1") as single:
-        for _ in range(10):  # psycopg's own default is to prepare what is sent for the sixth time
-            await single.insert(jobs(2))
-            await single.maintain(10, retention=Retention())
-        await single._calls.run(_check_session)
-
-
-async def _check_session(connection: Any) -> None:
-    for query, nothing in {
-        "SELECT count(*) FROM pg_prepared_statements": 0,
-        "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory'": 0,
-        "SELECT count(*) FROM pg_listening_channels()": 0,
-        "SELECT count(*) FROM pg_settings WHERE source = 'session'": 0,
-    }.items():
-        assert await (await connection.execute(query)).fetchone() == (nothing,)
-
-
 # --- wakes ------------------------------------------------------------------------------------------
 
 

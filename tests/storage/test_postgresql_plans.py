@@ -147,6 +147,7 @@ HOT: Final[dict[str, tuple[str, dict[str, Any], set[str]]]] = {
         {"settlements": settlements_document(SETTLEMENTS), "kept": ERRORS_KEPT, "horizon": WAKE_HORIZON},
         BY_ID,
     ),
+    "settle what is not kept": ("settle_unkept", {"leases": leases_document(LEASES)}, BY_ID),
     "settled before": ("settled_before", {"leases": leases_document(LEASES)}, BY_ID),
     "insert": ("insert", {"jobs": jobs_document(JOBS), "horizon": WAKE_HORIZON}, set()),
     "find standing": (
@@ -159,6 +160,14 @@ HOT: Final[dict[str, tuple[str, dict[str, Any], set[str]]]] = {
         "expire_results",
         {"jobs": jobs_document([evolve(job, refresh=True) for job in JOBS])},
         {"creche_jobs_flight", "creche_jobs_pkey", "creche_jobs_key"},
+    ),
+    "glance": (
+        "glance",
+        {**UPKEEP, "unwatched": WATCH_LIMIT},
+        {
+            *("creche_jobs_ready", "creche_jobs_due", "creche_jobs_held", "creche_jobs_finished"),
+            *("creche_dead_letters_buried", "creche_watches_since", "creche_queues_pkey"),
+        },
     ),
     "recover": ("recover", UPKEEP, {"creche_jobs_held", "creche_jobs_pkey"}),
     "bury": ("bury", UPKEEP, {"creche_jobs_held", "creche_jobs_pkey"}),
@@ -231,16 +240,22 @@ def explain(
 
 
 def reached_by_id(plan: list[dict[str, Any]]) -> bool:
-    """Whether the jobs, and their watches, are found by an index on the job's id, and by none otherwise."""
+    """Whether the jobs, and their watches, are found by an index on the job's id, and by none otherwise; and what is
+    set of their queues by the queue.
+    """
     scans = [node for node in plan if node.get("Index Name", "").startswith("creche_")]
+    scans = [node for node in scans if "queue_name = j.queue_name" not in node.get("Index Cond", "")]
     return bool(scans) and all("id = ANY" in node.get("Index Cond", "") for node in scans)
 
 
 def tables_scanned(plan: list[dict[str, Any]]) -> list[str]:
+    """Return the tables that are read as a whole, but for that of the workers, which are few."""
     return [
         node["Relation Name"]
         for node in plan
-        if node["Node Type"] == "Seq Scan" and node.get("Relation Name", "").startswith("creche_")
+        if node["Node Type"] == "Seq Scan"
+        and node.get("Relation Name", "").startswith("creche_")
+        and node["Relation Name"] != "creche_workers"
     ]
 
 
@@ -296,8 +311,8 @@ def test_reserve_reads_no_more_rows_than_it_takes(
 def test_the_queues_of_a_reserve_are_all_that_is_looked_up(crowded: psycopg.Connection[tuple[Any, ...]]) -> None:
     parameters = {**RESERVE, "queues": ["q1", "other 7", "q3"], "now": None}
     plan = explain(crowded, "reserve", parameters, "custom", ", ANALYZE")
-    (settings,) = (node for node in plan if node.get("Relation Name") == "creche_queues")
-    assert (settings["Index Name"], settings["Actual Loops"]) == ("creche_queues_pkey", 3)
+    (settings,) = (node for node in plan if node.get("Index Name") == "creche_queues_pkey")
+    assert 1 <= settings["Actual Rows"] * settings["Actual Loops"] <= 3
     (claim,) = (node for node in plan if node.get("Index Name") == "creche_jobs_ready")
     (due,) = (node for node in plan if node.get("Index Name") == "creche_jobs_due")
     assert (claim["Actual Loops"], due["Actual Loops"]) == (1, 2)  # the second queue is paused; the first was enough
@@ -333,7 +348,7 @@ def test_what_a_queue_keeps_for_long_is_not_walked_over(
 @pytest.mark.parametrize("mode", ["custom", "generic"])
 def test_the_jobs_of_workers_are_those_that_run(crowded: psycopg.Connection[tuple[Any, ...]], mode: str) -> None:
     plan = explain(crowded, "workers", {"now": None}, mode)
-    assert tables_scanned(plan) in ([], ["creche_workers"])  # of which there are five
+    assert tables_scanned(plan) == []
     assert "creche_jobs_held" in {node.get("Index Name") for node in plan}
 
 
@@ -365,6 +380,8 @@ def empty(postgresql_dsn: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         ("prune", "creche_jobs_finished", "completed_at <="),
         ("prune dead letters", "creche_dead_letters_buried", "buried_at <="),
         ("prune watches", "creche_watches_since", "since <="),
+        ("glance", "creche_jobs_finished", "completed_at <="),
+        ("glance", "creche_dead_letters_buried", "buried_at <="),
     ],
 )
 def test_an_index_is_asked_for_what_is_due_by_the_clock_and_not_walked_over(

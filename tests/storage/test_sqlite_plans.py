@@ -33,6 +33,7 @@ HOT: Final = [
     ("promote", "creche_jobs_due"),
     ("extend", BY_ID),
     ("settle", BY_ID),
+    ("settle_unkept", BY_ID),
     ("settled_before", BY_ID),
     ("recover", "creche_jobs_held"),
     ("next_expiry", "creche_jobs_held"),

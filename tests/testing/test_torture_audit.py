@@ -413,6 +413,14 @@ def test_a_handler_whose_process_stood_still_is_not_to_blame() -> None:
     assert overrun.awake == pytest.approx(0.05)
 
 
+def test_nor_is_one_whose_process_was_killed_as_soon_as_it_was_thawed() -> None:
+    frozen = both(
+        and_entry(3.7, "herd", "frozen", name="worker-2"),
+        and_entry(5.95, "herd", "thawed", name="worker-2"),
+    )
+    assert not objections("handlers alive past their lease", LATE, frozen)
+
+
 def test_nor_is_one_whose_event_loop_another_one_blocked() -> None:
     blocked = both(and_entry(2.5, "worker-2", "blocks", until=5.7), and_entry(5.9, "worker-2", "unblocked"))
     assert not objections("handlers alive past their lease", LATE, blocked)

@@ -191,6 +191,19 @@ async def test_a_write_whose_answer_is_cut_off_was_heard(stage: Stage) -> None:
     assert stage.cuts() == [(True, "dispatch")]
 
 
+async def test_a_statement_that_was_prepared_is_known_by_its_name(stage: Stage) -> None:
+    prepared = b"P\0\0\0\x2a_pg3_7\0INSERT INTO creche_jobs\0\0\0"
+    again = b"B\0\0\0\x20\0_pg3_7\0\0\0\0\0E\0\0\0\x09\0\0\0\0\0"
+    other = again.replace(b"_pg3_7", b"_pg3_8")
+    async with await stage.connect() as client:
+        await asked(client, prepared)
+        async with stage.weather(cut_requests=1.0):
+            assert await asked(client, other) == other.upper()
+            with pytest.raises(CUT_OFF):
+                await asked(client, again)
+    assert stage.cuts() == [(False, "dispatch")]
+
+
 async def test_a_write_that_is_cut_off_was_never_heard(stage: Stage) -> None:
     async with stage.weather(cut_requests=1.0), await stage.connect() as client:
         assert await asked(client, b"SELECT 1") == b"SELECT 1"

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import click
 
+from creche.cli._bench import bench
 from creche.cli._completion import completion
 from creche.cli._dead import dead
 from creche.cli._dev import dev
@@ -80,7 +81,22 @@ def cli() -> None:
     """A persistent job queue on the database that you already have."""
 
 
-for command in (worker, dispatch, jobs, dead, queues, workers, top, prune, doctor, migrate, dev, health, completion):
+for command in (
+    worker,
+    dispatch,
+    jobs,
+    dead,
+    queues,
+    workers,
+    top,
+    prune,
+    doctor,
+    migrate,
+    dev,
+    health,
+    bench,
+    completion,
+):
     cli.add_command(command)
 
 

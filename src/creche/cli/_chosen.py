@@ -234,12 +234,12 @@ def _ask(action: Action, which: Chosen, walk: Walk, noun: str, dsn: str) -> None
     if number <= HANDFUL:
         return
     words = f"more than {_COUNTED:,}" if number > _COUNTED else f"{number:,}"
-    if not _confirmed(f"{action.verb} {words} {noun}s?"):
+    if not confirmed(f"{action.verb} {words} {noun}s?"):
         say("nothing was changed")
         raise click.exceptions.Exit(ExitCode.INTERRUPTED)
 
 
-def _confirmed(question: str) -> bool:
+def confirmed(question: str) -> bool:
     """Ask, and return whether the answer is yes; Ctrl-C and Ctrl-D are a no."""
     try:
         return click.confirm(question, err=True)

@@ -86,15 +86,14 @@ class Calls(Generic[C]):
         pool = self._pool
         if pool is None:
             raise QueueNotOpen
-        with move_on_after(self.timeout):
-            return await self._persist(pool, work)
+        with move_on_after(self.timeout) as scope:
+            return await self._persist(pool, work, scope.deadline)
         raise StorageUnavailable(f"{self._driver.server} gave no answer in {self.timeout:g} s: the outcome is unknown")
 
-    async def _persist(self, pool: Pool[C], work: Callable[[C], Awaitable[T]]) -> T:
+    async def _persist(self, pool: Pool[C], work: Callable[[C], Awaitable[T]], deadline: float) -> T:
         conflicts = breaks = 0
-        deadline = current_time() + self.timeout
+        left = self.timeout
         while True:
-            left = max(0.0, deadline - current_time())
             # A little less than is left: the pool's own error says why there is no connection. Who has queued for one
             # for longer than half of it has too little left to use it: it would be cut in the middle of an answer, and
             # the connection with it, and where many queue that is how all of them end.
@@ -126,3 +125,4 @@ class Calls(Generic[C]):
                         pool.distrust()
                     raise
             await anyio.sleep(pause)
+            left = max(0.0, deadline - current_time())

@@ -35,6 +35,9 @@ class LocalListener:
     async def wait(self) -> frozenset[str]:
         """See `Listener.wait`. "Any" can't be said together with names: it is said right after them."""
         await self._bell.wait()
+        return self._woken_now()
+
+    def _woken_now(self) -> frozenset[str]:
         woken, self._woken = frozenset(self._woken), set()
         if not (woken and self._any):
             self._any, self._bell = False, anyio.Event()
@@ -72,7 +75,7 @@ class ServerListener(LocalListener, ABC, Generic[C]):
         await self._bell.wait()
         if self._broken is not None:
             raise StorageUnavailable(f"the listener's connection broke: {self._broken}") from self._broken
-        return await super().wait()
+        return self._woken_now()
 
     async def run(self, *, task_status: TaskStatus[StorageError | None]) -> None:
         """Hear until stopped; report as started, with the error if there is one, when it is known to hear."""

@@ -5,6 +5,7 @@ It runs no statement. What a settlement or a record looks like as columns, all S
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -183,16 +184,13 @@ def _extended(lease: Lease, progress: Progress | None) -> dict[str, Any]:
     return element
 
 
-def lease_parameters(leases: Collection[Lease]) -> dict[str, object]:
-    """Return leases as `held.sql` and `settled.sql` compare them."""
-    return {"ids": [lease.job_id for lease in leases], "leases": lease_tuples(leases)}
-
-
 def is_lease(leases: Iterable[Lease]) -> Expression:
     """Return the condition that a row has one of these leases still."""
-    leases = list(leases)
-    ids = literal([lease.job_id for lease in leases])
-    return Expression(f"id IN ({ids}) AND (id, token, nonce) IN ({lease_tuples(leases)})")
+    jobs = defaultdict[tuple[int, int], list[UUID]](list)
+    for lease in leases:
+        jobs[lease.token, lease.nonce].append(lease.job_id)
+    fenced = (f"token = {token} AND nonce = {nonce} AND id IN ({literal(ids)})" for (token, nonce), ids in jobs.items())
+    return Expression(f"({' OR '.join(fenced)})")
 
 
 def is_one_of(ids: Iterable[UUID]) -> Expression:
@@ -203,11 +201,6 @@ def is_one_of(ids: Iterable[UUID]) -> Expression:
 def every(*conditions: Expression) -> Expression:
     """Return the condition that all of these hold."""
     return Expression(" AND ".join(conditions))
-
-
-def lease_tuples(leases: Iterable[Lease]) -> Expression:
-    """Return leases as rows of literals: (id, token, nonce)."""
-    return Expression(", ".join(f"({literal((lease.job_id, lease.token, lease.nonce))})" for lease in leases))
 
 
 # --- what comes out ---------------------------------------------------------------------------------

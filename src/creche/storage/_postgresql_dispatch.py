@@ -1,20 +1,26 @@
 """Dispatch on PostgreSQL: new jobs written, or the rows found that stand in their place, and callbacks recorded there.
 
-Nearly always one statement; the rounds are for whoever lost to a row that was gone a moment later. It wakes nobody.
+Nearly always one statement; the rounds are for whoever lost to a row that was gone a moment later. It wakes nobody, but
+for what comes after a silence: that is woken for by the statement that writes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
+from msgspec.structs import replace
+from psycopg.errors import ProgramLimitExceeded
 
 from creche._job import WAKE_HORIZON, FollowUp, Insertion, NewJob, Status
 from creche.storage._batches import in_lock_order
+from creche.storage._notifier import Notifier
 from creche.storage._pool import TransientConflict
+from creche.storage._postgresql_arrays import are_plain, arrays, chunks, columns, ids_of, queues_of
 from creche.storage._postgresql_calls import OwnRunner, Row, Runner
 from creche.storage._postgresql_documents import jobs_document, joins_document
 
@@ -24,10 +30,21 @@ ROUNDS: Final = 10
 
 @frozen
 class Dispatched:
-    """The answers in the order of the jobs, and the queues in which something is ready or soon will be."""
+    """The answers in the order of the jobs, the queues in which something is ready or soon will be, and whether their
+    listeners have been told.
+    """
 
     answers: Sequence[Insertion]
     woken: frozenset[str]
+    told: bool = False
+
+
+@frozen
+class Voice:
+    """How listeners are told as something is committed: on which channel, and whose turn it is."""
+
+    channel: str
+    notifier: Notifier
 
 
 @frozen
@@ -41,8 +58,16 @@ class _Noted:
         return Dispatched([self.answers[job.id] for job in jobs], frozenset(self.woken))
 
 
-async def dispatch(runner: OwnRunner, *, jobs: Sequence[NewJob], now: datetime | None) -> Dispatched:
+async def dispatch(
+    runner: OwnRunner, *, jobs: Sequence[NewJob], now: datetime | None, voice: Voice | None = None
+) -> Dispatched:
     """Insert jobs on a connection of the pool; see `Storage.insert`."""
+    if are_plain(jobs) and runner.speaks_utf8:
+        answers: list[Insertion] = []
+        written, told = await _insert_plain(runner, jobs, now, voice, answers)
+        if written == len(jobs):
+            return Dispatched(answers, queues_of(jobs), told)
+    # If plain ones were sent before, all of them are there now, and it is left to find out how they stand.
     if len(jobs) > 1 and (any(job.callbacks for job in jobs) or len(_steps(jobs)) > 1):
         async with runner.connection.transaction():
             return await dispatch_within(runner, jobs=jobs, now=now)
@@ -55,6 +80,34 @@ async def dispatch(runner: OwnRunner, *, jobs: Sequence[NewJob], now: datetime |
     return noted.dispatched(jobs)
 
 
+async def _insert_plain(
+    runner: OwnRunner, jobs: Sequence[NewJob], now: datetime | None, voice: Voice | None, answers: list[Insertion]
+) -> tuple[int, bool]:
+    """Write jobs in whose place nothing can stand but themselves; return how many were not there yet, and whether their
+    listeners were told. `answers` gets what is to be said if all were written.
+    """
+
+    def parameters() -> Iterator[dict[str, Any]]:
+        for chunk in chunks(jobs):
+            yield {**arrays(chunk), "now": now}
+        answers.extend(map(_pending, ids_of(jobs)))  # while the server works on the last ones
+
+    if len(jobs) > 1:
+        return await runner.written("insert_plain", parameters()), False
+    answers.append(_pending(jobs[0].id))
+    values = {**columns(jobs[0]), "now": now}
+    if voice is not None:
+        # Too many words that nobody has heard yet are no reason to refuse a job.
+        with voice.notifier.aloud() as aloud, suppress(ProgramLimitExceeded):
+            if aloud:
+                return await runner.written("insert_aloud", [{**values, "channel": voice.channel}]), True
+    return await runner.written("insert_one", [values]), False
+
+
+def _pending(job_id: UUID) -> Insertion:
+    return Insertion(job_id=job_id, status=Status.PENDING, inserted=True)
+
+
 async def dispatch_within(runner: Runner, *, jobs: Sequence[NewJob], now: datetime | None) -> Dispatched:
     """Insert jobs in a transaction that has begun, and that somebody else ends; see `Storage.insert`."""
     noted = _Noted()
@@ -65,16 +118,16 @@ async def dispatch_within(runner: Runner, *, jobs: Sequence[NewJob], now: dateti
 
 def _steps(jobs: Sequence[NewJob]) -> Sequence[Sequence[NewJob]]:
     """Return the parts of a batch that can be written at once: a job that says refresh comes after those before it that
-    a cached result may answer.
+    a cached result may answer, or that answer for it by their key, so that it leaves the result as it is.
     """
     steps: list[list[NewJob]] = [[]]
-    asked: set[bytes] = set()
+    asked: set[object] = set()
     for job in jobs:
-        if job.refresh and job.fingerprint in asked:
+        key = None if job.idempotency_key is None else (job.queue_name, job.idempotency_key)
+        if job.refresh and not asked.isdisjoint({job.fingerprint, key}):
             steps.append([])
             asked.clear()
-        elif not job.refresh and job.fingerprint is not None:
-            asked.add(job.fingerprint)
+        asked |= {key, None if job.refresh else job.fingerprint} - {None}
         steps[-1].append(job)
     return steps
 
@@ -133,7 +186,7 @@ async def _attach(runner: Runner, jobs: Sequence[NewJob], noted: _Noted, now: da
         answer = noted.answers.pop(job.id)
         if answer.job_id in standing:
             status, result = standing[answer.job_id]
-            noted.answers[job.id] = evolve(answer, status=status, result=result)
+            noted.answers[job.id] = replace(answer, status=status, result=result)
     # While we held the row, a reserve may have passed it over.
     noted.woken.update(queue for status, queue in attached if status == Status.PENDING)
     noted.woken.update(name for (name,) in followed)

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 
-from creche._job import FollowUp, Lease, NewJob, Progress, ReservedJob, Settlement
+from creche._job import Event, FollowUp, Lease, NewJob, Progress, ReservedJob, Settlement, Status
+from creche._lifecycle import TRANSITIONS
 from creche.storage._batches import in_lease_order, lease_order
 from creche.storage._postgresql_calls import Row
 from creche.storage._rows import callbacks_document, origin, origin_json, settlement_columns
 
 _ENCODER: Final = msgspec.json.Encoder()
+_COMPLETED: Final = str(TRANSITIONS[Status.PROCESSING, Event.SUCCEED])
 
 
 def _document(elements: list[dict[str, Any]]) -> str:
@@ -78,7 +81,16 @@ def settlements_document(settlements: Iterable[Settlement], *, followed: bool = 
     """
     elements: list[dict[str, Any]] = []
     for settlement in in_lease_order(settlements):
-        columns, lease = settlement_columns(settlement), settlement.lease
+        lease = settlement.lease
+        if settlement.event is Event.SUCCEED:  # what nearly all are; a key that is not there is NULL
+            element = {"id": lease.job_id, "token": lease.token, "nonce": lease.nonce, "status": _COMPLETED}
+            if settlement.result is not None:
+                element["result"] = settlement.result.decode()
+            if followed:
+                element["followed"] = True
+            elements.append(element)
+            continue
+        columns = settlement_columns(settlement)
         elements.append(
             {
                 "id": lease.job_id,
@@ -112,6 +124,17 @@ def seconds_until(due: float | None) -> float | None:
 def texts(names: Collection[str] | None) -> list[str] | None:
     """Return an array, or None for "whatever they are"."""
     return None if names is None else sorted(names)
+
+
+@lru_cache(256)
+def array(names: tuple[str, ...] | None) -> str | None:
+    """Return an array as PostgreSQL reads it from a text, or None for "whatever they are". A reserve has the same ones
+    each time, and psycopg would look at each name of a list.
+    """
+    if names is None:
+        return None
+    quoted = ['"' + name.replace("\\", r"\\").replace('"', r"\"") + '"' for name in names]
+    return "{" + ",".join(quoted) + "}"
 
 
 def reserved_job(row: Row, nonce: int) -> ReservedJob:

@@ -11,7 +11,8 @@ import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 
-from anyio import move_on_after
+from anyio import current_time, move_on_after
+from anyio.lowlevel import checkpoint
 from psycopg import sql
 
 from creche.errors import ListenerDeaf
@@ -79,14 +80,14 @@ class PostgreSQLListener(ServerListener[Link]):
 
     async def _hear(self, connection: Link) -> None:
         while True:
-            heard: list[tuple[str, str]] | None = None
-            # Spread: whoever asks first is heard by all the others, and proves it to them as well.
-            with move_on_after(SILENCE * random.uniform(0.8, 1.2)):  # noqa: S311 - not a secret
-                heard = await notifications(connection)
-            if heard is None:
-                await self._prove(connection)
-            else:
-                self.ring([word for _, word in heard])
+            with move_on_after(_silence()) as scope:
+                while True:
+                    self.ring([word for _, word in await notifications(connection)])
+                    # Whoever waits for work first: one turn for who listens, and one for who reserves.
+                    await checkpoint()
+                    await checkpoint()
+                    scope.deadline = current_time() + _silence()
+            await self._prove(connection)
 
     async def _prove(self, connection: Link) -> None:
         word = PROBE + secrets.token_hex(8)
@@ -101,3 +102,8 @@ class PostgreSQLListener(ServerListener[Link]):
             f"LISTEN succeeded, but a notification was not heard within {ECHO:g} s: between here and PostgreSQL "
             "stands a pooler that hands out connections per transaction"
         )
+
+
+def _silence() -> float:
+    # Spread: whoever asks first is heard by all the others, and proves it to them as well.
+    return SILENCE * random.uniform(0.8, 1.2)  # noqa: S311 - not a secret

@@ -5,27 +5,36 @@ Nearly always one statement; a second round trip is for jobs that have callbacks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from attrs import field, frozen
 
-from creche._job import ERRORS_KEPT, WAKE_HORIZON, Lease, Settlement
+from creche._job import ERRORS_KEPT, WAKE_HORIZON, Lease, Retention, Settlement
+from creche.storage._batches import unkept
 from creche.storage._postgresql_calls import Row, Runner
 from creche.storage._postgresql_documents import by_lease, leases_document, settlements_document
 
 
 @frozen
 class Ended:
-    """Leases whose attempt was ended now or, by themselves, `before`; and the names of who is to be woken."""
+    """Leases whose attempt was ended now or, by themselves, `before`; those of the others whose job is `gone`; and the
+    names of who is to be woken.
+    """
 
     written: set[Lease] = field(factory=set[Lease])
     before: set[Lease] = field(factory=set[Lease])
+    gone: set[Lease] = field(factory=set[Lease])
     woken: set[str] = field(factory=set[str])
 
 
 async def end_attempts(
-    runner: Runner, settlements: Sequence[Settlement], ended: Ended, *, now: datetime | None
+    runner: Runner,
+    settlements: Sequence[Settlement],
+    ended: Ended,
+    *,
+    retention: Retention | None = None,
+    now: datetime | None,
 ) -> None:
     """Write settlements; see `Storage.settle`.
 
@@ -34,17 +43,24 @@ async def end_attempts(
         settlements: which.
         ended: what is noted as written here is not asked about again: whoever runs this again, for a rival was in the
             way of the second trip, would find it lost if somebody has touched or pruned it since.
+        retention: whether those that succeed are kept.
         now: stands in for the database's clock.
     """
-    left = [settlement for settlement in settlements if settlement.lease not in ended.written]
+    left = settlements
+    if ended.written:
+        left = [settlement for settlement in left if settlement.lease not in ended.written]
+    if short := unkept(left, retention):
+        await _delete(runner, short, ended)
+        left = [settlement for settlement in left if settlement.lease not in ended.written]
+    if not left:
+        return
     parameters = {
         "settlements": settlements_document(left),
         "kept": ERRORS_KEPT,
         "horizon": WAKE_HORIZON,
         "now": now,
     }
-    _note(await runner.rows("settle", parameters), ended)
-    left = [settlement for settlement in left if settlement.lease not in ended.written]
+    left = _note(left, await runner.rows("settle", parameters), ended)
     if not left:
         return
     leases = [settlement.lease for settlement in left]
@@ -54,12 +70,26 @@ async def end_attempts(
         "leases": leases_document(leases),
     }
     answer, followed, over = await runner.together(("settle", "follow_up", "settled_before"), parameters)
-    _note(answer, ended)
+    left = _note(left, answer, ended)
     ended.before.update(by_lease(over).keys() - ended.written)
     ended.woken.update(name for (name,) in followed)
+    if short and left:
+        there = {row[0] for row in await runner.rows("ends", parameters)}
+        ended.gone.update(lease for lease in leases if lease not in ended.written and lease.job_id not in there)
 
 
-def _note(answer: Sequence[Row], ended: Ended) -> None:
-    """Note a settle's leases, and whom it wakes."""
-    ended.written.update(by_lease(row for row in answer if row[0] is not None))
+async def _delete(runner: Runner, settlements: Collection[Settlement], ended: Ended) -> None:
+    leases = [settlement.lease for settlement in settlements]
+    left = by_lease(await runner.rows("settle_unkept", {"leases": leases_document(leases)}))
+    ended.written.update([lease for lease in leases if lease not in left] if left else leases)
+
+
+def _note(settlements: Sequence[Settlement], answer: Sequence[Row], ended: Ended) -> Sequence[Settlement]:
+    """Note what was ended, and whom that wakes; return what was left."""
     ended.woken.update(row[3] for row in answer if row[3] is not None)
+    left = by_lease(row for row in answer if row[0] is not None)
+    if not left:
+        ended.written.update([settlement.lease for settlement in settlements])
+        return ()
+    ended.written.update(settlement.lease for settlement in settlements if settlement.lease not in left)
+    return [settlement for settlement in settlements if settlement.lease in left]

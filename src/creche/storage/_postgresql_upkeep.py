@@ -55,6 +55,18 @@ async def maintain(
         "now": now,
     }
     runner = OwnRunner(connection, sql)
+    ((needed, due_in, expiry_in, ready),) = await runner.rows("glance", parameters)
+    if not needed:
+        idle = Upkeep(
+            recovered=0,
+            buried=0,
+            promoted=0,
+            pruned=0,
+            next_due_in=seconds_until(due_in),
+            next_expiry_in=seconds_until(expiry_in),
+            ready=frozenset(ready),
+        )
+        return Maintained(idle, frozenset())
     # It waits for no lock, so it is soon over. Given up halfway, it would hold its rows for a moment longer, and
     # whoever does the upkeep next would pass them over.
     with anyio.CancelScope(shield=True, deadline=anyio.current_effective_deadline()):
@@ -63,11 +75,11 @@ async def maintain(
             over = [job_id for ((_, ids),) in ends for job_id in ids or ()]
             followed = await runner.rows("follow_up", {"ids": over, "now": now}) if over else _NO_ROWS
             answer = await runner.together(_NAMES, parameters)
-        return _maintained([*ends, *answer], followed)
+        return _maintained([*ends, *answer], followed, frozenset(ready))
     raise StorageUnavailable("PostgreSQL did not end the upkeep in time: its outcome is unknown")
 
 
-def _maintained(answer: Sequence[Sequence[Row]], followed: Sequence[Row]) -> Maintained:
+def _maintained(answer: Sequence[Sequence[Row]], followed: Sequence[Row], ready: frozenset[str]) -> Maintained:
     ((recovered, _),), ((buried, _),), ((promoted, woken),), ((due_in,),), ((expiry_in,),), ((pruned,),), *_ = answer
     upkeep = Upkeep(
         recovered=recovered,
@@ -76,5 +88,6 @@ def _maintained(answer: Sequence[Sequence[Row]], followed: Sequence[Row]) -> Mai
         pruned=pruned,
         next_due_in=seconds_until(due_in),
         next_expiry_in=seconds_until(expiry_in),
+        ready=ready,
     )
     return Maintained(upkeep, frozenset(name for (name,) in followed).union(woken or ()))

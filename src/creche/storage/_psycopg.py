@@ -15,22 +15,22 @@ import os
 import select
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Hashable
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeAlias, TypeVar
 
 import anyio
 import psycopg
 from anyio import CancelScope, current_effective_deadline, current_time, wait_readable, wait_writable
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline, AsyncTransaction, pq
 from psycopg import errors as e
 from psycopg._conninfo_utils import get_param, is_ip_address, split_attempts
 from psycopg._preparing import PrepareManager
 from psycopg.abc import AdaptContext, Buffer, ConnDict, ConnParam, PQGen, PQGenConn
-from psycopg.adapt import AdaptersMap, Loader
+from psycopg.adapt import AdaptersMap, Dumper, Loader
 from psycopg.conninfo import conninfo_attempts_async, conninfo_to_dict, make_conninfo, timeout_from_conninfo
 from psycopg.rows import AsyncRowFactory, Row, tuple_row
 from psycopg.waiting import Ready, Wait
@@ -39,7 +39,10 @@ from creche.errors import ConfigurationError, StatementRejected, StorageUnavaila
 from creche.storage._hosts import Reputation, shares
 from creche.storage._pool import TransientConflict
 
-__all__ = ["Connection", "PsycopgDriver", "notifications", "translated"]
+__all__ = ["BinaryArray", "Connection", "Prepare", "PsycopgDriver", "notifications", "translated"]
+
+# When statements are prepared: sent so many times before; "auto": where the server itself answers; None: never.
+Prepare: TypeAlias = int | Literal["auto"] | None
 
 # A statement ends by its own deadline; leaving a transaction may outlive that deadline by FAREWELL seconds, so that a
 # COMMIT isn't torn by a cancellation that came just then. Where no deadline was set, PATIENCE is the bound.
@@ -49,12 +52,18 @@ PATIENCE: Final = 10.0
 # Sockets that are always ready would keep the event loop to themselves: it gets its turn after this many seconds.
 BUSY: Final = 0.005
 
+# Times that a statement is sent before it is worth preparing: many are never sent again.
+OFTEN: Final = 5
+
+# A pooler greets each client with a number of its own making; the server, with that of the process that answers.
+_ANSWERS_ITSELF: Final = b"SELECT pg_backend_pid() = %s"
+
 # The transaction was undone by the server and will do when tried again as a whole.
 CONFLICTS: Final = frozenset({"40001", "40P01", "55P03"})
 # The connection, or the server behind it, is no good now: another one may be, later. 57014 is a time limit of the
-# server's own, as creche never cancels.
+# server's own, as creche never cancels; 26000 a prepared statement that somebody in between has forgotten.
 UNAVAILABLE: Final = frozenset(
-    {"57P01", "57P02", "57P03", "57P04", "57P05", "57014", "25006", "25P03", "25P04", "08P01"}
+    {"57P01", "57P02", "57P03", "57P04", "57P05", "57014", "25006", "25P03", "25P04", "26000", "08P01"}
 )
 UNAVAILABLE_CLASSES: Final = ("08", "53", "58")  # connection, resources, the system's own input and output
 
@@ -234,9 +243,25 @@ class _RawLoader(Loader):
         return bytes(data)
 
 
+class BinaryArray(bytes):
+    """An array as it goes over the wire, its texts in UTF-8. The statement says of what."""
+
+    __slots__ = ()
+
+
+class _BinaryArrayDumper(Dumper):
+    """An array as it is, for who makes one knows its values better than we could find out one by one."""
+
+    format = pq.Format.BINARY
+
+    def dump(self, obj: BinaryArray) -> Buffer:
+        return obj
+
+
 _ADAPTERS: Final = AdaptersMap(psycopg.adapters)
 _ADAPTERS.register_loader("json", _RawLoader)
 _ADAPTERS.register_loader("jsonb", _RawLoader)
+_ADAPTERS.register_dumper(BinaryArray, _BinaryArrayDumper)
 
 
 class _Transaction(AsyncTransaction):
@@ -281,6 +306,7 @@ class Connection(AsyncConnection[Row]):
         self._pid = os.getpid()
         self._breathed = monotonic()
         self._unreplicated = False
+        self.unsteady: bool | None = None  # psycopg's `prepare`, for statements whose plan should not be kept
         self.add_notice_handler(self._notice)
 
     @classmethod
@@ -337,6 +363,21 @@ class Connection(AsyncConnection[Row]):
         with anyio.move_on_after(patience):
             return await _connected(cls._connect_gen(make_conninfo("", **attempt)))
         raise e.ConnectionTimeout(f"no answer in {patience:.3g} s")
+
+    async def prepare_if_direct(self) -> None:
+        """Prepare what is sent often, if it is the server itself that we speak to: one round trip.
+
+        But not where `unsteady` is given to psycopg: PostgreSQL may keep the plan of a statement that is prepared, and
+        one that was made for a table while it was empty would be kept when a million jobs are in it.
+        """
+        answer = await (await self.execute(_ANSWERS_ITSELF, (self.pgconn.backend_pid,))).fetchone()
+        if answer == (True,):
+            self.prepare_threshold = OFTEN
+            self.unsteady = False
+
+    def replan(self) -> None:
+        """Have everything that is prepared forgotten with the next statement, here and by the server."""
+        self._prepared.clear()
 
     async def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
         """Drive one of psycopg's generators: the only place that waits for the server."""
@@ -470,13 +511,24 @@ async def notifications(connection: AsyncConnection[Any]) -> list[tuple[str, str
     The connection must be in autocommit mode and have said LISTEN; nobody else can use it meanwhile. Nothing is in
     flight while waiting, so a cancellation leaves the connection good and loses no notification.
 
+    It does what psycopg's own generator does, in a fifth of the calls: whoever is woken by it has a job to begin.
+
     Raises:
         StorageUnavailable: the connection is gone.
     """
+    pgconn, backlog = connection.pgconn, connection._notifies_backlog
+    heard: list[tuple[str, str]] = []
+    while backlog:  # came with the answer to a statement
+        early = backlog.popleft()
+        heard.append((early.channel, early.payload))
     with translated():
-        stream: AsyncGenerator[psycopg.Notify] = connection.notifies(stop_after=1)
-        async with aclosing(stream):
-            return [(heard.channel, heard.payload) async for heard in stream]
+        while True:
+            while (word := pgconn.notifies()) is not None:
+                heard.append((word.relname.decode(), word.extra.decode()))
+            if heard:
+                return heard
+            await wait_readable(pgconn.socket)
+            pgconn.consume_input()
 
 
 @frozen
@@ -484,14 +536,18 @@ class PsycopgDriver:
     """What the pool and the calls need to know about PostgreSQL. The DSN stays out of its repr.
 
     Attributes:
-        prepare_threshold: how often a statement is sent before it is prepared; None never prepares.
+        prepare: when statements are prepared.
     """
 
     dsn: str = field(repr=False)
-    prepare_threshold: int | None = None
-    _reputation: Reputation = field(factory=Reputation, init=False, repr=False, eq=False)
+    prepare: Prepare = None
+    _reputation: Reputation = field(factory=Reputation, repr=False, eq=False)
 
     server = "PostgreSQL"
+
+    def preparing(self, prepare: Prepare) -> PsycopgDriver:
+        """Return a driver that connects to the same servers, and prepares statements."""
+        return evolve(self, prepare=prepare)
 
     @property
     def several(self) -> bool:
@@ -500,10 +556,16 @@ class PsycopgDriver:
 
     async def connect(self) -> Connection[tuple[Any, ...]]:
         """Open a connection. Raises StorageUnavailable where another try makes sense."""
+        threshold = None if self.prepare == "auto" else self.prepare
         with translated():
-            return await Connection.connect(
-                self.dsn, prepare_threshold=self.prepare_threshold, reputation=self._reputation
-            )
+            connection = await Connection.connect(self.dsn, prepare_threshold=threshold, reputation=self._reputation)
+            if self.prepare == "auto":
+                try:
+                    await connection.prepare_if_direct()
+                except BaseException:
+                    connection.cancel()
+                    raise
+            return connection
 
     def usable(self, connection: Connection[tuple[Any, ...]]) -> bool:
         """Whether the server has not hung up: an idle connection with something to read was told good-bye."""

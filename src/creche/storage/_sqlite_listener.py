@@ -106,6 +106,10 @@ class Watches:
             if not watchers:
                 self._watchers.pop(job_id, None)
 
+    def watched(self, job_id: UUID) -> bool:
+        """Whether anybody watches this job."""
+        return job_id in self._watchers
+
     def end(self, job_ids: Iterable[UUID]) -> set[str]:
         """Forget jobs that are over; return who watched them."""
         return {watcher for job_id in job_ids for watcher in self._watchers.pop(job_id, ())}

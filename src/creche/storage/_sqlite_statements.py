@@ -61,6 +61,14 @@ class Statements:
         woken = {row["queue_name"] for row in ended.values() if rows.wakes(row, now)}
         return ended, woken | self.follow_up(ended.values(), now)
 
+    def delete_unkept(self, leases: Collection[Lease]) -> set[Lease]:
+        """End attempts by deleting their jobs; return those that could be ended so."""
+        if not leases:
+            return set()
+        return {
+            rows.lease(row) for row in self.run("settle_unkept", leases=rows.array(map(rows.lease_columns, leases)))
+        }
+
     def follow_up(self, changed: Iterable[sqlite3.Row], now: int) -> set[str]:
         """Write the callbacks that the ends of those of these rows call for that are over; return their queues."""
         return self.do(follow_up(rows.ended(row for row in changed if row["is_followed"]), now))

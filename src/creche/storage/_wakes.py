@@ -53,12 +53,13 @@ class Wakes:
         # Not told of the block's error: a task group would wrap it, and none of ours caused it.
         await self.tasks.__aexit__(None, None, None)
 
-    def wake(self, queues: Collection[str]) -> None:
-        """Wake this process's listeners now, and everybody's soon."""
+    def wake(self, queues: Collection[str], *, told: bool = False) -> None:
+        """Wake this process's listeners now, and everybody's soon, unless they have been told already."""
         if queues:
             for listener in self.listeners:
                 listener.ring(queues)
-            self.notifier.wake(queues)
+            if not told:
+                self.notifier.wake(queues)
 
     @contextmanager
     def told(self, listener: LocalListener) -> Generator[None]:

@@ -50,6 +50,7 @@ from creche._job import (
 from creche._lifecycle import BURIES, GIVES_BACK, TRANSITIONS, after
 from creche.abc import Capabilities, Listener, Storage, Transaction
 from creche.errors import OptionInvalid
+from creche.storage._batches import unkept
 from creche.storage._memory_listener import MemoryListener
 from creche.storage._memory_rows import Row, dead_letter, due_in, end_of, new_row, reserved
 from creche.storage._memory_views import Attendance, Settings, queue_stats, worker_records
@@ -279,15 +280,22 @@ class MemoryStorage:
         row = self._rows.get(lease.job_id)
         return row if row and row.record.status is Status.PROCESSING and row.holds(lease) else None
 
-    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
         """See `Storage.settle`."""
         await anyio.lowlevel.checkpoint()
-        return self.settle_now(settlements, now=now)
+        return self.settle_now(settlements, retention=retention, now=now)
 
-    def settle_now(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
-        """End attempts without letting anybody else in before."""
+    def settle_now(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
+        """End attempts without letting anybody else in before. What goes at once goes first, as it does in databases: a
+        callback that has run, and goes, is written again by the end of another job with which it is recorded.
+        """
+        short = [settlement.lease for settlement in unkept(settlements, retention)]
         moment = self._moment(now)
-        accepted: set[Lease] = set()
+        accepted = self._delete_unkept(short)
         woken: set[str] = set()
         for settlement in settlements:
             lease = settlement.lease
@@ -300,10 +308,21 @@ class MemoryStorage:
                 if row.record.status.active and due_in(row, moment) < WAKE_HORIZON:
                     woken.add(row.record.queue_name)
         self._wake(woken)
-        return Settled(
-            accepted=frozenset(accepted),
-            lost=frozenset(settlement.lease for settlement in settlements) - accepted,
-        )
+        lost = frozenset(settlement.lease for settlement in settlements) - accepted
+        gone = {lease for lease in lost if lease.job_id not in self._rows} if short else set[Lease]()
+        return Settled(accepted=frozenset(accepted), lost=lost, gone=frozenset(gone))
+
+    def _delete_unkept(self, leases: Collection[Lease]) -> set[Lease]:
+        """Delete jobs that succeed, and that their worker does not keep, if nothing else keeps them; return which."""
+        gone = {lease for lease in leases if (row := self._held(lease)) and not self._kept(row)}
+        for lease in gone:
+            del self._rows[lease.job_id]
+        return gone
+
+    def _kept(self, row: Row) -> bool:
+        own = self._settings.retentions.get(row.record.queue_name)
+        used = bool(row.callbacks or row.watchers) or row.result_ttl is not None
+        return used or (own is not None and own.completed > 0)
 
     def _end_attempt(self, row: Row, settlement: Settlement, moment: datetime) -> set[str]:
         event = settlement.event

@@ -55,7 +55,7 @@ from creche.storage._mysql_check import Doctor
 from creche.storage._mysql_delete import delete
 from creche.storage._mysql_dispatch import Dispatched, OurSession, TheirSession, dispatch
 from creche.storage._mysql_echo import Echo
-from creche.storage._mysql_ends import ended, ending, follow, settled, settling
+from creche.storage._mysql_ends import Ended, end_attempts, follow
 from creche.storage._mysql_handles import through
 from creche.storage._mysql_listener import MySQLListener, Waker
 from creche.storage._mysql_literals import among, clock, render
@@ -316,7 +316,7 @@ class MySQLStorage:
         extend = self._render(
             "extend", leases=rows.leases_document(given, progress), seconds=rows.microseconds(seconds), now=clock(now)
         )
-        held_now = self._render("held", **rows.lease_parameters(given))
+        held_now = self._render("held", held=rows.is_lease(given))
         answers = await self._calls.run(lambda connection: connection.run(f"{extend};\n{held_now}"))
         held = {rows.lease(row): bool(row[3]) for row in answers[1].rows}
         return Extension(
@@ -325,37 +325,21 @@ class MySQLStorage:
             cancel_requested=frozenset(lease for lease, asked in held.items() if asked),
         )
 
-    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
-        """See `Storage.settle`. First without what follows, which most jobs have none of; those that have take a round
-        trip more, and a transaction of their own.
-        """
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
+        """See `Storage.settle`."""
         given = frozenset(settlement.lease for settlement in settlements)
         if not given:
             await checkpoint()
             return Settled(accepted=given, lost=given)
-        moment = clock(now)
-
-        accepted, woken = set[Lease](), set[str]()
-
-        async def work(connection: Connection) -> None:
-            most = connection.max_allowed_packet
-            # Run again, for a rival was in the way of the second trip, it asks no more of what the first one has ended:
-            # somebody may have touched or pruned that since, and it would seem to be lost.
-            rest = [settlement for settlement in settlements if settlement.lease not in accepted]
-            answers = await together(connection, ending(self._render, rest, now=moment, most=most))
-            early, left, told = ended(answers[-1].rows)
-            accepted.update(early)
-            woken.update(told)
-            if left:
-                rest = [settlement for settlement in rest if settlement.lease in left]
-                answers = await together(connection, settling(self._render, rest, now=moment, most=most, surely=True))
-                late, told = settled([answer.rows for answer in answers], surely=True)
-                accepted.update(late)
-                woken.update(told)
-
-        await self._calls.run(work)
-        self._wake(woken)
-        return Settled(accepted=frozenset(accepted), lost=given - accepted)
+        found = Ended()
+        end = partial(
+            end_attempts, settlements=settlements, found=found, render=self._render, retention=retention, now=clock(now)
+        )
+        await self._calls.run(end)
+        self._wake(found.woken)
+        return Settled(accepted=frozenset(found.written), lost=given - found.written, gone=frozenset(found.gone))
 
     # --- upkeep -------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Jobs in PostgreSQL: turns the contract into statements and rows.
 
-It opens no socket, waits for no clock and keeps nothing between calls; `_postgresql_calls.py` reaches the server, and
-the statements, each with its reasons, stand in `sql/postgresql/`.
+It opens no socket, waits for no clock and keeps nothing between calls but whether there was a backlog;
+`_postgresql_calls.py` reaches the server, and the statements, each with its reasons, stand in `sql/postgresql/`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Map
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 from uuid import UUID
@@ -46,14 +47,14 @@ from creche._job import (
     check_seconds,
 )
 from creche.abc import Capabilities, Listener, Transaction
-from creche.errors import QueueNotOpen, StorageUnavailable, UsageError
+from creche.errors import OptionInvalid, QueueNotOpen, StorageUnavailable, UsageError
 from creche.storage import _postgresql_documents as documents
 from creche.storage import mask
 from creche.storage._calls import Calls
 from creche.storage._hosts import ALLOWANCE
 from creche.storage._pool import TransientConflict
 from creche.storage._postgresql_calls import Link, OwnRunner, Row, bare, rows, split_options
-from creche.storage._postgresql_dispatch import Dispatched, dispatch, dispatch_within
+from creche.storage._postgresql_dispatch import Dispatched, Voice, dispatch, dispatch_within
 from creche.storage._postgresql_doctor import Doctor
 from creche.storage._postgresql_handles import HandleRunner, json_texts, through
 from creche.storage._postgresql_listener import PostgreSQLListener, channel_name
@@ -63,7 +64,7 @@ from creche.storage._postgresql_transaction import Transactions
 from creche.storage._postgresql_upkeep import maintain
 from creche.storage._postgresql_views import queue_stats, worker_records
 from creche.storage._presences import encode_presence
-from creche.storage._psycopg import PsycopgDriver
+from creche.storage._psycopg import Prepare, PsycopgDriver
 from creche.storage._rows import dead_letter, end, job_record
 from creche.storage._sql import load
 from creche.storage._wakes import Wakes
@@ -75,6 +76,14 @@ NOTIFY_PAUSE: Final = 0.005
 
 # Seconds after which a watch is noted again.
 WATCH_AGAIN: Final = WATCH_LIMIT / 4
+
+# Seconds, and so many times what is usual, that a reserve by a plan that was kept may take; the weight of the newest.
+SLOW: Final = 0.005
+_FACTOR: Final = 3.0
+_WEIGHT: Final = 0.2
+
+# How often a statement may have to be sent before it is prepared, at most.
+_OFTENEST: Final = 1_000
 
 _NO_ROWS: Final[Sequence[Row]] = ()
 _REVIVE: Final = ("expire_rivals", "retry", "unbury")
@@ -106,8 +115,9 @@ class PostgreSQLStorage:
             listener has one more.
         call_timeout: seconds after which a call is given up as StorageUnavailable, whatever it was waiting for;
             the end of a transaction may take two more. A lease must be a good deal longer.
-        prepare_threshold: prepare a statement when it is sent for this many times; None, never: a pooler may hand
-            the next one to a server connection that has not heard of it.
+        prepare_threshold: prepare a statement that was sent this many times before. "auto": dispatches, and
+            reserves of idle workers, where the server itself is on the other end of the connection; a pooler may hand
+            the next statement to a server connection that has not heard of it. None, in a DSN "never": none.
         skew_allowance: seconds after which a lease that has run out is taken back: by how much the clocks of those
             servers differ, at most, of which one may take another's place. None: two with several hosts, else none.
     """
@@ -118,21 +128,18 @@ class PostgreSQLStorage:
         *,
         pool_size: int = 5,
         call_timeout: float = 10.0,
-        prepare_threshold: int | None = None,
+        prepare_threshold: Prepare = "auto",
         skew_allowance: float | None = None,
     ) -> None:
         dsn, options = split_options(dsn)
-        threshold = options.get("prepare_threshold", prepare_threshold)
         self._name = mask(dsn)
-        self._driver = PsycopgDriver(
-            dsn,
-            prepare_threshold=None if threshold is None else check_integer("prepare_threshold", threshold, 0, 1_000),
-        )
+        self._driver = PsycopgDriver(dsn)
+        self._prepare: Prepare = _check_prepare(options.get("prepare_threshold", prepare_threshold))
         size = check_integer("pool_size", options.get("pool_size", pool_size), 1, 1_000)
         timeout = check_seconds("call_timeout", options.get("call_timeout", call_timeout), positive=True)
         allowance = options.get("skew_allowance", skew_allowance)
         self._allowance = None if allowance is None else check_seconds("skew_allowance", allowance)
-        self._calls = Calls(self._driver, pool_size=size, timeout=timeout)
+        self._calls = Calls(self._driver.preparing(self._prepare), pool_size=size, timeout=timeout)
         self._dialect = load("postgresql")
         self._schema = Schema(self._dialect, self._driver)
         self._known: str | None = None  # the schema's name, to a twin
@@ -140,6 +147,8 @@ class PostgreSQLStorage:
         self._size = size
         self._transactions = Transactions(self._driver, sql=self._sql, size=size, timeout=timeout)
         self._opened: _Opened | None = None
+        self._backlog = False
+        self._usual = 0.0
 
     def __repr__(self) -> str:
         return f"<PostgreSQLStorage {self._name}>"
@@ -210,7 +219,7 @@ class PostgreSQLStorage:
             self._driver.dsn,
             pool_size=1,
             call_timeout=self._calls.timeout,
-            prepare_threshold=self._driver.prepare_threshold,
+            prepare_threshold=self._prepare,
             skew_allowance=self._allowance,
         )
         twin._known = self._known if self._opened is None else self._opened.schema
@@ -230,11 +239,13 @@ class PostgreSQLStorage:
         if connection is not None:
             return await self._insert_through(connection, jobs, now)
 
+        voice = None if self._opened is None else Voice(self._opened.channel, self._opened.wakes.notifier)
+
         async def work(link: Link) -> Dispatched:
-            return await dispatch(OwnRunner(link, self._sql), jobs=jobs, now=now)
+            return await dispatch(OwnRunner(link, self._sql), jobs=jobs, now=now, voice=voice)
 
         dispatched = await self._run(jobs, work, Dispatched((), frozenset()))
-        self._wake(dispatched.woken)
+        self._wake(dispatched.woken, told=dispatched.told)
         return dispatched.answers
 
     async def _insert_through(
@@ -270,19 +281,34 @@ class PostgreSQLStorage:
     ) -> Reservation:
         """See `Storage.reserve`."""
         parameters = {
-            "queues": list(dict.fromkeys(queues)),
+            "queues": documents.array(tuple(dict.fromkeys(queues))),
             "limit": limit,
             "lease": lease,
             "worker": worker,
             "nonce": nonce,
-            "types": documents.texts(types),
+            "types": None if types is None else documents.array(tuple(types)),
             "now": now,
         }
-        answer = await self._ask("reserve", parameters)
-        return Reservation(
-            jobs=[documents.reserved_job(row, nonce) for row in answer if row[1] is not None],
-            next_due_in=documents.seconds_until(answer[0][0]),
-        )
+        answer = await self._calls.run(partial(self._reserve, parameters))
+        jobs = [documents.reserved_job(row, nonce) for row in answer if row[1] is not None]
+        self._backlog = len(jobs) >= limit
+        return Reservation(jobs=jobs, next_due_in=documents.seconds_until(answer[0][0]))
+
+    async def _reserve(self, parameters: dict[str, Any], link: Link) -> Sequence[Row]:
+        """Run the statement: while little is found, by a plan that is kept, for to make one is a third of all it does.
+
+        The plan may be that of a table which held nothing. So with a backlog it is made anew each time; and if it takes
+        much longer than it used to, the next one is.
+        """
+        steady = not self._backlog
+        began = monotonic()
+        answer = await rows(link, self._sql["reserve"], parameters, steady=steady)
+        took = monotonic() - began
+        if steady and took > SLOW + _FACTOR * self._usual:
+            link.replan()
+        elif steady:
+            self._usual += (took - self._usual) * (_WEIGHT if self._usual else 1.0)
+        return answer
 
     async def extend(
         self,
@@ -303,19 +329,22 @@ class PostgreSQLStorage:
             cancel_requested=frozenset(lease for lease, (asked,) in held.items() if asked),
         )
 
-    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
         """See `Storage.settle`."""
-        given = frozenset(settlement.lease for settlement in settlements)
-
         ended = Ended()
 
         async def work(connection: Link) -> None:
-            await end_attempts(OwnRunner(connection, self._sql), settlements, ended, now=now)
+            await end_attempts(OwnRunner(connection, self._sql), settlements, ended, retention=retention, now=now)
 
         await self._run(settlements, work, None)
         self._wake(ended.woken)
         accepted = frozenset(ended.written | ended.before)
-        return Settled(accepted=accepted, lost=given - accepted)
+        if len(accepted) == len(settlements):
+            return Settled(accepted=accepted, lost=frozenset())
+        given = frozenset(settlement.lease for settlement in settlements)
+        return Settled(accepted=accepted, lost=given - accepted, gone=frozenset(ended.gone))
 
     # --- upkeep -------------------------------------------------------------------------------------
 
@@ -463,9 +492,9 @@ class PostgreSQLStorage:
     async def _notify(self, channel: str, words: Sequence[str]) -> None:
         await self._ask("notify", {"channel": channel, "queues": words})
 
-    def _wake(self, queues: Collection[str]) -> None:
+    def _wake(self, queues: Collection[str], *, told: bool = False) -> None:
         if self._opened is not None:
-            self._opened.wakes.wake(queues)
+            self._opened.wakes.wake(queues, told=told)
 
     # --- statements ---------------------------------------------------------------------------------
 
@@ -490,7 +519,19 @@ class PostgreSQLStorage:
     async def _named(self, statement: str, parameters: dict[str, Any]) -> Sequence[Mapping[str, Any]]:
         async def work(connection: Link) -> Sequence[Mapping[str, Any]]:
             async with connection.cursor(row_factory=dict_row) as cursor:
-                await cursor.execute(self._sql[statement], parameters)
+                await cursor.execute(self._sql[statement], parameters, prepare=connection.unsteady)
                 return [documents.plain(row) for row in await cursor.fetchall()]
 
         return await self._calls.run(work)
+
+
+def _check_prepare(value: object) -> Prepare:
+    match value:
+        case None | "never":
+            return None
+        case "auto":
+            return "auto"
+        case int() if not isinstance(value, bool) and 0 <= value <= _OFTENEST:
+            return value
+        case _:
+            raise OptionInvalid("prepare_threshold", value, f'a whole number up to {_OFTENEST}, "auto", or None')

@@ -45,6 +45,7 @@ from creche.errors import OptionInvalid
 from creche.storage import _sqlite_rows as rows
 from creche.storage import _sqlite_schema as schema
 from creche.storage import _sqlite_views as views
+from creche.storage._batches import unkept
 from creche.storage._presences import encode_presence
 from creche.storage._sql import load
 from creche.storage._sqlite3 import Database, Synchronous, transaction
@@ -226,16 +227,25 @@ class SQLiteStorage:
 
         return await self._write(work)
 
-    async def settle(self, settlements: Sequence[Settlement], *, now: datetime | None = None) -> Settled:
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
         """See `Storage.settle`."""
         asked = frozenset(settlement.lease for settlement in settlements)
         if not asked:
             return await _nothing(Settled(accepted=asked, lost=asked))
+        short = unkept(settlements, retention)
+        unwatched = [each.lease for each in short if not self._watches.watched(each.lease.job_id)]
 
         def work(do: Statements) -> tuple[Settled, set[UUID], set[str]]:
-            changed, woken = do.settle(settlements, rows.moment(now))
-            accepted = changed.keys() | do.settled_before(asked - changed.keys())
-            settled = Settled(accepted=frozenset(accepted), lost=asked - accepted)
+            deleted = do.delete_unkept(unwatched)
+            left = [each for each in settlements if each.lease not in deleted]
+            changed, woken = do.settle(left, rows.moment(now))
+            accepted = deleted | changed.keys() | do.settled_before(asked - changed.keys() - deleted)
+            lost = asked - accepted
+            there = do.statuses({lease.job_id for lease in lost}) if short and lost else {}
+            gone = frozenset(lease for lease in lost if short and lease.job_id not in there)
+            settled = Settled(accepted=frozenset(accepted), lost=lost, gone=gone)
             return settled, rows.ended(changed.values()), woken
 
         settled, ended, woken = await self._write(work)

@@ -355,6 +355,14 @@ class RefreshConformance(Suite):
         assert (answer.job_id, answer.inserted, answer.status) == (old.job_id, False, Status.COMPLETED)
         assert (await ask(storage, fingerprint=PRINT)).job_id == old.job_id
 
+    async def test_in_one_batch_a_key_answers_a_refresh_too(self, storage: Storage) -> None:
+        cached = await bring(storage, Status.COMPLETED, fingerprint=PRINT, result_ttl=60.0)
+        first = new_job(idempotency_key="k")
+        second = new_job(idempotency_key="k", fingerprint=PRINT, refresh=True)
+        answers = await storage.insert([first, second], now=T0)
+        assert [answer.job_id for answer in answers] == [first.id] * 2
+        assert (await ask(storage, fingerprint=PRINT)).job_id == cached.job_id
+
     async def test_a_refresh_concerns_no_other_fingerprint(self, storage: Storage) -> None:
         await bring(storage, Status.COMPLETED, fingerprint=PRINT, result_ttl=60.0)
         other = await bring(storage, Status.COMPLETED, fingerprint=OTHER_PRINT, result_ttl=60.0)

@@ -196,6 +196,14 @@ class RecoverConformance(Suite):
 class PromoteConformance(Suite):
     """`Storage.maintain`: what became due."""
 
+    async def test_if_it_says_what_is_ready_it_names_the_queues_that_are(self, storage: Storage) -> None:
+        assert (await maintain(storage)).ready in (None, frozenset())
+        for name in ("a", "a", "b", "paused"):
+            await add(storage, queue_name=name)
+        await add(storage, queue_name="later", delay=30)
+        await storage.pause(["paused"], now=T0)
+        assert (await maintain(storage)).ready in (None, frozenset({"a", "b"}))
+
     async def test_a_due_job_is_promoted_at_its_time_and_not_before(self, storage: Storage) -> None:
         job_id = await add(storage, delay=30)
         early = await maintain(storage, now=at(29.5))

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 from anyio import create_task_group
-from attrs import evolve
+from msgspec.structs import replace
 
 from creche._ids import new_job_id
 from creche._job import Event, Extension, Lease, ReservedJob, Status
@@ -36,11 +36,11 @@ from creche.testing._conformance_base import (
 def forged(lease: Lease) -> list[Lease]:
     """Return what is close to a lease, and is none."""
     return [
-        evolve(lease, nonce=lease.nonce ^ 1),
-        evolve(lease, nonce=~lease.nonce),
-        evolve(lease, token=lease.token + 1),
-        evolve(lease, token=lease.token - 1),
-        evolve(lease, job_id=new_job_id()),
+        replace(lease, nonce=lease.nonce ^ 1),
+        replace(lease, nonce=~lease.nonce),
+        replace(lease, token=lease.token + 1),
+        replace(lease, token=lease.token - 1),
+        replace(lease, job_id=new_job_id()),
     ]
 
 
@@ -294,7 +294,7 @@ class ExtendConformance(Suite):
 
     async def test_pairs_are_compared_as_pairs(self, storage: Storage) -> None:
         first, second = await hold(storage), await hold(storage)
-        crossed = [evolve(first, nonce=second.nonce), evolve(second, nonce=first.nonce)]
+        crossed = [replace(first, nonce=second.nonce), replace(second, nonce=first.nonce)]
         answer = await storage.extend([*crossed, first], LEASE, now=at(1))
         assert answer.held == {first}
         assert answer.lost == set(crossed)
@@ -302,7 +302,7 @@ class ExtendConformance(Suite):
     async def test_a_thousand_leases_are_one_batch(self, storage: Storage) -> None:
         await storage.insert([new_job() for _ in range(1_000)], now=T0)
         leases = [job.lease for job in (await reserve(storage, 1_000)).jobs]
-        stale = [evolve(lease, nonce=lease.nonce ^ 1) for lease in leases[::10]]
+        stale = [replace(lease, nonce=lease.nonce ^ 1) for lease in leases[::10]]
         answer = await storage.extend([*leases[1::2], *stale], 2 * LEASE, now=at(1))
         assert answer.held == set(leases[1::2])
         assert answer.lost == set(stale)

@@ -9,7 +9,19 @@ import pytest
 from anyio import create_task_group
 
 from creche._ids import new_job_id
-from creche._job import ERRORS_KEPT, AttemptError, DeadLetter, Event, Failure, Lease, Settled, Settlement, Status
+from creche._job import (
+    ERRORS_KEPT,
+    AttemptError,
+    DeadLetter,
+    Event,
+    Failure,
+    FollowUp,
+    JobFilter,
+    Lease,
+    Settled,
+    Settlement,
+    Status,
+)
 from creche._lifecycle import SETTLING
 from creche.abc import Storage
 from creche.testing._conformance_base import (
@@ -82,6 +94,17 @@ class SettleConformance(Suite):
         assert (await row(storage, job.id)).result == result
         (again,) = await storage.insert([job], now=T0)
         assert again.result == result
+
+    @pytest.mark.parametrize("result", list(UNUSUAL_JSON.values()), ids=list(UNUSUAL_JSON))
+    async def test_a_result_is_kept_byte_for_byte_beside_others(self, storage: Storage, result: bytes) -> None:
+        leases = [await hold(storage) for _ in range(3)]
+        results = [result, b'"of its own"', b"[%s]" % result]
+        batch = [
+            Settlement(lease=lease, event=Event.SUCCEED, result=each)
+            for lease, each in zip(leases, results, strict=True)
+        ]
+        assert (await storage.settle(batch, now=at(1))).accepted == set(leases)
+        assert [(await row(storage, lease.job_id)).result for lease in leases] == results
 
     @pytest.mark.parametrize(
         ("event", "options", "status", "due"),
@@ -243,6 +266,41 @@ class SettleConformance(Suite):
         assert (await storage.settle(batch, now=at(1))).accepted == set(leases)
         found = await storage.find([lease.job_id for lease in leases])
         assert [found[lease.job_id].result for lease in leases] == [each.result for each in batch]
+
+    async def test_of_a_batch_that_ends_alike_each_job_keeps_what_is_its_own(self, storage: Storage) -> None:
+        """What most of a batch has in common may be written at once; all else is as if each were alone."""
+        callback = FollowUp(id=new_job_id(), type="next", queue_name="after", head="[]")
+        cached = await hold(storage, result_ttl=60.0, fingerprint=bytes(32))
+        followed = await hold(storage, callbacks=(callback,))
+        await settle(storage, await hold(storage, queue_name="again"), Event.RETRY, error=BOOM)
+        second = (await take(storage, queues=["again"])).lease
+        plain = [await hold(storage) for _ in range(5)]
+        apart, failed = await hold(storage), await hold(storage)
+        gone = await hold(storage)
+        await settle(storage, gone, Event.RELEASE)
+        await storage.cancel([gone.job_id], now=T0)
+        nobodys = forged(plain[0])
+        alike = [cached, plain[0], gone, second, *plain[1:], followed, *nobodys]
+        batch = [Settlement(lease=lease, event=Event.SUCCEED, result=b"null") for lease in alike]
+        batch.insert(0, Settlement(lease=apart, event=Event.SUCCEED, result=b'"own"'))
+        batch.insert(5, Settlement(lease=failed, event=Event.FAIL, error=BOOM))
+        answer = await storage.settle(batch, now=at(1))
+        assert answer.accepted == {cached, second, followed, *plain, apart, failed}
+        assert answer.lost == {gone, *nobodys}
+        assert await storage.settle(batch, now=at(2)) == answer, "sent again, for the answer was lost"
+
+        records = {record.id: record for record in await storage.list(JobFilter(), 100)}
+        assert callback.id in records
+        for lease in (cached, second, followed, *plain):
+            record = records[lease.job_id]
+            assert (record.status, record.result, record.locked_by) == (Status.COMPLETED, b"null", None)
+            assert (record.completed_at, record.updated_at) == (at(1), at(1))
+        assert (records[cached.job_id].result_expires_at, records[plain[0].job_id].result_expires_at) == (at(61), None)
+        assert (records[second.job_id].attempts, records[second.job_id].last_error) == (2, BOOM)
+        assert records[apart.job_id].result == b'"own"'
+        assert records[failed.job_id].status is Status.FAILED
+        assert records[gone.job_id].status is Status.CANCELLED
+        assert records[callback.id].status is Status.PENDING
 
 
 class FencingConformance(Suite):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from attrs import evolve
+from msgspec.structs import replace
 
 from creche._job import Event, JobRecord, Lease, Status
 from creche._lifecycle import BURIES, GIVES_BACK, GOES_ON, SETTLING, TRANSITIONS, after
@@ -118,7 +118,7 @@ class TableConformance(Suite):
         mine = await hold(storage)
         other = await hold(storage)
         before = await everything(storage)
-        crossed = evolve(mine, job_id=other.job_id)
+        crossed = replace(mine, job_id=other.job_id)
         for event in sorted(SETTLING):
             assert not await settle(storage, crossed, event, now=T0, **SETTLES_WITH[event])
         assert await everything(storage) == before

@@ -120,6 +120,7 @@ WORKER: Final = st.sampled_from(WORKERS)
 VIEW: Final = st.sampled_from(["jobs", "dead letters", "queues", "workers", "ends"])
 DEED: Final = st.sampled_from(["cancel", "retry", "delete"])
 WATCHER: Final = st.sampled_from([None, *WATCHERS])
+SELDOM_A_WATCHER: Final = often(None, *WATCHERS)
 SPAN: Final = st.sampled_from(SPANS)
 PLACES: Final = st.lists(PLACE, min_size=1, max_size=4)
 FORGED: Final = often(None, (0, 0), (1, None), (-1, None), (1, 0), times=8)
@@ -150,6 +151,10 @@ RETENTIONS: Final = [
     Retention(completed=60.0, failed=1.0, cancelled=0.5),
 ]
 RETENTION: Final = st.sampled_from(RETENTIONS)
+UNKEPT: Final = Retention(completed=0.0)
+SETTLE_RETENTION: Final = st.sampled_from([*[None] * 20, *[UNKEPT] * 20, *RETENTIONS])
+"""What whoever ends an attempt says of how long its job is kept; None: nothing."""
+
 UPKEEP_LIMITS: Final = often(1_000, 1, 2)
 PRESENCES: Final = [
     Presence(
@@ -183,6 +188,7 @@ ORDER: Final[st.SearchStrategy[tuple[str, Any, Any]]] = st.sampled_from(
         *(("announce", presence, ttl) for presence, ttl in zip(PRESENCES[:8], SPANS, strict=True)),
         *(("withdraw", worker, None) for worker in WORKERS[1:]),
         *(("set_retention", queue, None) for queue in QUEUES[:2]),
+        *(("set_retention", QUEUES[0], kept) for kept in (None, *RETENTIONS[2:6])),
         *(("set_retention", queue, kept) for queue, kept in zip(cycle(QUEUES), RETENTIONS[1::4], strict=False)),
     ]
 )
@@ -284,12 +290,14 @@ ENDS: Final[list[Draft]] = [
 ]
 END: Final = st.sampled_from(ENDS)
 FIRST_END: Final = often({"event": Event.SUCCEED}, {"event": Event.FAIL}, {"event": Event.ABORT}, times=3)
+WORK_END: Final = often(ENDS[0], *ENDS, times=len(ENDS))
 END_LIST: Final = st.lists(st.tuples(PLACE, END), min_size=1, max_size=4)
 
 ACTS: Final = st.lists(
     st.sampled_from(
         [
             "succeed",
+            "vanish",
             "cancel",
             "fail",
             "retry",
@@ -306,4 +314,4 @@ ACTS: Final = st.lists(
     min_size=2,
     max_size=3,
 )
-"""What is done to one job at once."""
+"""What is done to one job at once. It vanishes when it succeeds and is kept for no time."""

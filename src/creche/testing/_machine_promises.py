@@ -15,12 +15,26 @@ from uuid import UUID
 
 from attrs import frozen
 
-from creche._job import FINISHED, Event, Extension, Lease, NewJob, Reservation, Settled, Settlement, Status
+from creche._job import (
+    FINISHED,
+    Event,
+    Extension,
+    Insertion,
+    Lease,
+    NewJob,
+    Reservation,
+    Retention,
+    Settled,
+    Settlement,
+    Status,
+)
 from creche._lifecycle import TRANSITIONS, after
 from creche.testing._machine_rows import StoredJob, StoredRows, ids_of
+from creche.testing._machine_uses import Uses
 
 NOBODY: Final[frozenset[UUID]] = frozenset()
 UPKEEP: Final = frozenset({Event.RECOVER, Event.BURY, Event.PROMOTE})
+THERE_AND_BACK: Final = frozenset({Event.SUCCEED, Event.REVIVE})
 
 FOLLOWING: Final[Mapping[Event, frozenset[tuple[Status, Status]]]] = {
     event: frozenset(
@@ -61,17 +75,30 @@ class Promises:
     """Remembers who was given what, and holds each new look at the rows to that."""
 
     def __init__(self) -> None:
+        self.uses = Uses()
         self._rows: Mapping[UUID, StoredJob] = {}
         self._dispatched: set[UUID] = set()
         self._held: dict[UUID, tuple[Lease, datetime]] = {}
         self._beyond: set[UUID] = set()  # whoever decided gave them more attempts than they were to have
+        # Since the last look:
+        self._unkept: set[UUID] = set()  # they succeeded, and nothing keeps them
+        self._anew: set[UUID] = set()  # they were dispatched, or called for, and may have been written once more
+        self._lost: dict[Lease, bool] = {}  # of ends that leave nothing: whether there was no job to be ended
 
     # --- what was sent and answered -----------------------------------------------------------------
 
     def dispatched(self, jobs: Iterable[NewJob]) -> None:
         """Jobs were sent, and may be there from now on; so may what follows them."""
+        jobs = list(jobs)
+        self.uses.dispatched(jobs)
         for job in jobs:
             self._dispatched |= {job.id, *ids_of(job.callbacks)}
+
+    def joined(self, insertions: Iterable[Insertion]) -> None:
+        """Jobs were sent at once with other things that were done to them."""
+        found = {each.job_id for each in insertions}
+        self.uses.followed(found)
+        self._anew |= found
 
     def reserved(self, reservation: Reservation, until: datetime, now: datetime) -> None:
         """Leases were given out. At most one that has not run out exists per job."""
@@ -89,16 +116,29 @@ class Promises:
                 raise PromiseBroken(f"fenced: {lease} was prolonged, and {held} is who holds it")
             self._held[lease.job_id] = lease, max(deadline, now + timedelta(seconds=seconds))
 
-    def settled(self, settlements: Iterable[Settlement], settled: Settled) -> None:
-        """Attempts were ended."""
+    def watched(self, watcher: str, jobs: Iterable[UUID], over: Collection[UUID]) -> None:
+        """Somebody watches those of the jobs that are not over yet; and no longer what is over."""
+        there = [job_id for job_id in jobs if (job := self._rows.get(job_id)) and job.record.status.active]
+        self.uses.watches(watcher, there, over)
+
+    def settled(
+        self, settlements: Collection[Settlement], settled: Settled, retention: Retention | None = None
+    ) -> None:
+        """Attempts were ended. What succeeded, and is kept for no time, is gone with it, if nobody has a use for it."""
+        unkept = retention is not None and retention.completed == 0
+        if unkept and any(settlement.event is Event.SUCCEED for settlement in settlements):
+            self._lost |= {lease: lease in settled.gone for lease in settled.lost}
         for settlement in settlements:
             lease = settlement.lease
             if lease not in settled.accepted or self._held.get(lease.job_id, (None,))[0] != lease:
                 continue
             del self._held[lease.job_id]
             job = self._rows.get(lease.job_id)
+            self._anew |= {each.id for each in job.callbacks} if job else NOBODY
             if settlement.event is Event.RETRY and job and job.record.attempts >= job.record.max_attempts:
                 self._beyond.add(lease.job_id)
+            if unkept and settlement.event is Event.SUCCEED and job and not self.uses.of(job):
+                self._unkept.add(lease.job_id)
 
     # --- what is seen -------------------------------------------------------------------------------
 
@@ -110,29 +150,38 @@ class Promises:
         changed = [each for each, job in jobs.items() if (was := before.get(each)) is not job and was != job]
         for job_id in changed:
             job = jobs[job_id]
-            if job_id in before and not _reborn(job, reach):
-                self._moved(before[job_id], job, reach, now)
-                self._written(before[job_id], job, jobs)
+            was = before.get(job_id)
+            if was is not None and not self._reborn(job, reach):
+                self._moved(was, job, reach, now)
+                self._written(was, job, jobs)
             elif not reach.adds or job_id not in self._dispatched:
                 raise PromiseBroken(f"nobody asked for it: {job}")
             if job.record.attempts == 0:
                 self._beyond.discard(job_id)
+            anew = reach.events >= THERE_AND_BACK or (was is not None and job.token < was.token)
+            if anew or not job.record.status.active:
+                self.uses.ended(job_id)
             self._whole(job, now)
+        self._unused(before, jobs, reach)
         if changed:
             _alone(jobs.values())
         self._rows = jobs
 
     def _gone(self, job: StoredJob, reach: Reach, now: datetime) -> None:
-        """Nothing is lost: a row goes when it is over, and somebody cleans up; a fresh result keeps it."""
+        """Nothing is lost: a row goes when it is over, and somebody cleans up; a fresh result keeps it. It goes at once
+        when it has succeeded, and nothing keeps it.
+        """
         record = job.record
         fresh = record.result_expires_at is not None and record.result_expires_at > now
         steps = _reachable(reach.events)
         over = not record.status.active or any((record.status, end) in steps for end in FINISHED)
-        if not over or not (record.id in reach.deletes or (reach.removes and not fresh)):
+        cleaned = record.id in reach.deletes or (reach.removes and not fresh)
+        if record.id not in self._unkept and not (over and cleaned):
             raise PromiseBroken(f"nothing lost: it is gone, {job}")
         if record.status is Status.PROCESSING:
             self._let_go(job, reach, now)
         self._beyond.discard(record.id)
+        self.uses.ended(record.id)
 
     def _moved(self, before: StoredJob, job: StoredJob, reach: Reach, now: datetime) -> None:
         """A state follows from another by an event that could happen, and only its holder has a job that runs."""
@@ -157,12 +206,37 @@ class Promises:
             raise PromiseBroken(f"one holder: {held} was valid until {deadline}, and somebody took it away")
         del self._held[before.record.id]
 
+    def _unused(self, before: Mapping[UUID, StoredJob], jobs: Mapping[UUID, StoredJob], reach: Reach) -> None:
+        """What nobody has a use for is gone, and whoever ends it once more is told just that."""
+        same = {each for each in before.keys() & jobs.keys() if not self._reborn(jobs[each], reach)}
+        for job_id in same & self._unkept:
+            raise PromiseBroken(f"kept for no time: it succeeded, nothing keeps it, and it is there, {jobs[job_id]}")
+        for lease, gone in self._lost.items():
+            absent = lease.job_id not in jobs and (lease.job_id not in before or lease.job_id in self._unkept)
+            if (gone and lease.job_id in same) or (not gone and absent and lease.job_id not in reach.deletes):
+                raise PromiseBroken(
+                    f"gone or not: {lease} is {'there' if gone else 'gone'}, and the answer was not that"
+                )
+        self._unkept.clear()
+        self._anew.clear()
+        self._lost.clear()
+        self.uses.looked()
+
     def _written(self, before: StoredJob, job: StoredJob, jobs: Mapping[UUID, StoredJob]) -> None:
         """A job's callbacks are written with its end, and those that it does not call for stay."""
         left = {each.id for each in job.callbacks}
         for each in before.callbacks:
             if each.id not in left and each.id not in jobs:
                 raise PromiseBroken(f"recorded, and neither there nor written: {each} of {job}")
+
+    def _reborn(self, job: StoredJob, reach: Reach) -> bool:
+        """Whether a row may be another one than before, of the same id: what is gone can be dispatched anew, and where
+        somebody deletes it, somebody else may have cancelled it since.
+        """
+        job_id = job.record.id
+        deleted = job_id in reach.deletes or (job_id in self._unkept and job_id in self._anew)
+        new = job.token == 0 or (deleted and job.token == 1)
+        return (reach.removes or deleted) and reach.adds and new and job.record.attempts == 0
 
     def _whole(self, job: StoredJob, now: datetime) -> None:
         """A row is of one piece: what its state says is said by the rest of it."""
@@ -185,15 +259,6 @@ class Promises:
         for what, so in wrong.items():
             if so:
                 raise PromiseBroken(f"{what}: {job}")
-
-
-def _reborn(job: StoredJob, reach: Reach) -> bool:
-    """Whether a row may be another one than before, of the same id: what is gone can be dispatched anew, and where
-    somebody deletes it, somebody else may have cancelled it since.
-    """
-    deleted = job.record.id in reach.deletes
-    new = job.token == 0 or (deleted and job.token == 1)
-    return (reach.removes or deleted) and reach.adds and new and job.record.attempts == 0
 
 
 def _alone(jobs: Collection[StoredJob]) -> None:

@@ -14,6 +14,7 @@ from uuid import UUID
 from attrs import evolve, frozen
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
+from msgspec.structs import replace
 
 from creche._job import FINISHED, Event, Extension, Insertion, Lease, Retention, Settled, Settlement, Upkeep
 from creche._lifecycle import SETTLING
@@ -83,7 +84,7 @@ class Rivals(Rules):
             for job in answer.jobs:
                 if self.oracle.has(job.id):
                     self.oracle.give(job.lease, worker)
-        right = {job.id: evolve(job, lease=taken[job.id].lease) if job.id in taken else job for job in expected.jobs}
+        right = {job.id: replace(job, lease=taken[job.id].lease) if job.id in taken else job for job in expected.jobs}
         agree("what rivals reserved together", right, taken)
         self.keep("rival reserves", Reach(events=frozenset({Event.RESERVE}), touches=taken.keys()))
         self.take_over(taken.values())
@@ -164,9 +165,11 @@ class Rivals(Rules):
             case "join":
                 return Deed(self.joining(job_id))
             case _:
-                event = Event(act)
+                kept = draw.UNKEPT if act == "vanish" else None
+                event = Event.SUCCEED if act == "vanish" else Event(act)
                 settlement = Settlement(lease=lease, event=event, delay=5.0 if event in PUTS_OFF else 0.0)
-                return Deed(asking("settle", [settlement], now=self.now), settlement=settlement)
+                call = asking("settle", [settlement], retention=kept, now=self.now)
+                return Deed(call, settlement=settlement, retention=kept)
 
     def joining(self, job_id: UUID) -> Ask:
         """Return a dispatch that joins a job, with a callback; a look at it, if it can't be joined."""
@@ -184,8 +187,11 @@ class Rivals(Rules):
         """Let the promises know what was done."""
         if isinstance(answer, Extension):
             self.promises.extended(answer, 30.0, self.now)
-        elif isinstance(answer, Settled) and deed.settlement is not None:
-            self.promises.settled([deed.settlement], answer)
+        elif isinstance(answer, Settled):
+            if deed.settlement is not None:
+                self.promises.settled([deed.settlement], answer, deed.retention)
+        elif deed.call.method == "insert":
+            self.promises.joined(answer)
 
 
 @frozen
@@ -193,12 +199,13 @@ class Deed:
     """One of several things that are done at once.
 
     Attributes:
-        settlement: the end that it is, if it is one.
+        settlement: the end that it is, if it is one; `retention` is what was said with it.
         skips: the job over which it may pass, because somebody else holds the row just now.
     """
 
     call: Ask
     settlement: Settlement | None = None
+    retention: Retention | None = None
     skips: UUID | None = None
 
     async def passing(self, oracle: Storage) -> Any:
@@ -233,7 +240,7 @@ def _earlier(answer: Any, right: Any, latest: StoredRows | None) -> Any:
             else:
                 possible = late.status is job.record.status and late.result in {None, job.record.result}
             if possible:
-                return (evolve(late, status=early.status, result=early.result),)
+                return (replace(late, status=early.status, result=early.result),)
         case _:
             pass
     return answer

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from attrs import evolve
 from hypothesis.stateful import initialize, rule
+from msgspec.structs import replace
 
 from creche._job import (
     Event,
@@ -148,12 +149,13 @@ class Rules(Session):
             self.promises.extended(answer, seconds, self.now)
         self.keep("extend", Reach(touches={lease.job_id for answer in answers for lease in answer.held}))
 
-    @rule(ends=draw.END_LIST, forged=draw.FORGED, after=draw.AFTER, lost=draw.LOST)
+    @rule(ends=draw.END_LIST, forged=draw.FORGED, retention=draw.SETTLE_RETENTION, after=draw.AFTER, lost=draw.LOST)
     def settle(
         self,
         *,
         ends: list[tuple[int, Draft]],
         forged: tuple[int, int | None] | None,
+        retention: Retention | None,
         after: float | Limit,
         lost: Lost,
     ) -> None:
@@ -163,12 +165,48 @@ class Rules(Session):
             self.settlement(lease, by_lease.get(lease, ends[0][1]))
             for lease in with_a_forged_one([self.lease(place) for place, _ in ends], forged)
         ]
-        self.end(batch, lost=lost)
+        self.end(batch, retention=retention, lost=lost)
 
-    def end(self, batch: Sequence[Settlement], *, lost: Lost = Lost.NOTHING) -> None:
-        answers = self.ask(asking("settle", batch, now=self.now), lost=lost)
+    @rule(
+        queues=draw.SOME_QUEUES,
+        limit=draw.LIMITS,
+        end=draw.WORK_END,
+        retention=draw.SETTLE_RETENTION,
+        watcher=draw.SELDOM_A_WATCHER,
+        forged=draw.FORGED,
+        after=draw.AFTER,
+        lost=draw.LOST,
+    )
+    def work(
+        self,
+        *,
+        queues: list[str],
+        limit: int,
+        end: Draft,
+        retention: Retention | None,
+        watcher: str | None,
+        forged: tuple[int, int | None] | None,
+        after: float | Limit,
+        lost: Lost,
+    ) -> None:
+        """What workers do nearly always: what was taken ends. Just before, somebody may begin to wait for a job, or end
+        one that others hold.
+        """
+        self.pass_time(after)
+        leases = self.take(queues, limit, 30.0, draw.WORKERS[0])
+        if forged is not None and leases:
+            other = with_a_forged_one(leases[:1], forged)[-1]
+            self.end([self.settlement(other, end)], retention=retention)
+        if watcher is not None:
+            self.watch([lease.job_id for lease in leases[:1]], watcher)
+        self.end([self.settlement(lease, end) for lease in leases], retention=retention, lost=lost)
+
+    def end(
+        self, batch: Sequence[Settlement], *, retention: Retention | None = None, lost: Lost = Lost.NOTHING
+    ) -> None:
+        answers = self.ask(asking("settle", batch, retention=retention, now=self.now), lost=lost)
         for answer in answers:
-            self.promises.settled(batch, answer)
+            self.promises.settled(batch, answer, retention)
         accepted = {lease.job_id for answer in answers for lease in answer.accepted}
         self.keep("settle", Reach(events=SETTLING, touches=accepted, adds=True))
 
@@ -224,11 +262,18 @@ class Rules(Session):
             "queues": [asking("stats", now=self.now)],
             # Those whose time has run out since the start are there, if no upkeep has forgotten them.
             "workers": [partial(_workers, now) for now in (self.now, START)],
-            "ends": [asking("watch", jobs, watcher=watcher, over=jobs[:2])],
+            "ends": [],
         }
         for call in views[at]:
             self.ask(call)
+        if at == "ends":
+            self.watch(jobs[1:] or jobs, watcher, over=jobs[:2])
         self.keep(f"a look at {at}", Reach())
+
+    def watch(self, jobs: Sequence[UUID], watcher: str | None, *, over: Sequence[UUID] = ()) -> None:
+        self.ask(asking("watch", jobs, watcher=watcher, over=over))
+        if watcher is not None:
+            self.promises.watched(watcher, jobs, over)
 
     @rule(order=draw.ORDER, after=draw.AFTER, lost=draw.LOST)
     def operate(self, *, order: tuple[str, Any, Any], after: float | Limit, lost: Lost) -> None:
@@ -239,6 +284,7 @@ class Rules(Session):
                 call = asking("announce", presence, ttl, now=self.now)
             case "set_retention", queue, retention:
                 call = asking("set_retention", queue, retention)
+                self.promises.uses.keeps(queue, retention)
             case "pause", queues, _:
                 call = asking("pause", queues, now=self.now)
             case method, argument, _:
@@ -266,7 +312,7 @@ def with_a_forged_one(leases: Sequence[Lease], forged: tuple[int, int | None] | 
     if forged is not None:
         off, nonce = forged
         lease = known[0]
-        known.append(evolve(lease, token=lease.token + off, nonce=lease.nonce if nonce is None else nonce))
+        known.append(replace(lease, token=lease.token + off, nonce=lease.nonce if nonce is None else nonce))
     return known
 
 

@@ -182,6 +182,8 @@ class Session(RuleBasedStateMachine):
         expected, found = self.expected(), self.completed(self.seen(), self.oracle)
         self.promises.keep(found, reach, self.now)
         agree(f"after {doing}, what is kept", expected, found)
+        for watcher, over in self.promises.uses.told().items():
+            self.ask(asking("watch", [], watcher=watcher, over=over))
         self._heed(doing)
 
     def expected(self, oracle: Oracle | None = None) -> StoredRows:
@@ -289,7 +291,14 @@ async def upkeep(limit: int, retention: Retention, now: datetime, storage: Stora
             found = await storage.maintain(limit, retention=retention, now=now)
             done = {name: count + getattr(found, name) for name, count in done.items()}
         found = await storage.maintain(ALL, retention=retention, now=now)
-    return Upkeep(**done, next_due_in=found.next_due_in, next_expiry_in=found.next_expiry_in)
+    return Upkeep(
+        recovered=done["recovered"],
+        buried=done["buried"],
+        promoted=done["promoted"],
+        pruned=done["pruned"],
+        next_due_in=found.next_due_in,
+        next_expiry_in=found.next_expiry_in,
+    )
 
 
 def decided(*upkeeps: Upkeep) -> dict[str, int]:

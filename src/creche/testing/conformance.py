@@ -26,6 +26,7 @@ from creche.testing._conformance_shared import SharedConformance
 from creche.testing._conformance_table import TableConformance
 from creche.testing._conformance_transaction import HandleConformance, TransactionConformance
 from creche.testing._conformance_twin import TwinConformance
+from creche.testing._conformance_unkept import UnkeptConformance
 from creche.testing._conformance_watch import WatchConformance, WatchWakeConformance
 from creche.testing._conformance_workers import HoldingsConformance, WorkersAtOnceConformance, WorkersConformance
 
@@ -66,6 +67,7 @@ class StorageConformance(
     DeleteAtOnceConformance,
     RetentionConformance,
     RetentionAtOnceConformance,
+    UnkeptConformance,
     WorkersConformance,
     HoldingsConformance,
     WorkersAtOnceConformance,

@@ -15,9 +15,10 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import asdict, frozen
 
-from creche import Queue, Worker
+from creche import Queue, Worker, _reserver
 from creche._job import Retention
 from creche._limits import resident_memory
+from creche._pace import Pace
 from creche.errors import JobNotFound, StorageUnavailable
 from creche.testing._backdoor import driver_errors
 from creche.testing._ledger import Entry, Ledger
@@ -215,6 +216,14 @@ def unanswered(entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in begun if not entry["ask"]["rolled_back"]]
 
 
+class _Hoarder(Pace):
+    """Reserves ahead as many jobs as it may, however long they take."""
+
+    @property
+    def ahead(self) -> int:
+        return self._cap
+
+
 class Workman:
     """Works, until it is told to end, or killed.
 
@@ -228,6 +237,8 @@ class Workman:
     def __init__(self, dsn: str, ledger: Ledger, plan: Plan, *, gentle: bool) -> None:
         self._queue = Queue(dsn)
         self._jobs = Jobs(self._queue, dsn, ledger, plan)
+        if plan.hoard:
+            setattr(_reserver, "Pace", _Hoarder)  # noqa: B010 - nobody would want it but us
         self._worker = Worker(
             self._queue,
             queues=[CALM] if gentle else [WILD, CALM],
@@ -235,6 +246,7 @@ class Workman:
             lease=plan.lease,
             grace=plan.lease,
             poll_interval=1.0,
+            prefetch=plan.hoard or 2_000,
             retention=_FOR_EVER,
             hooks=[self._jobs.hear],
         )

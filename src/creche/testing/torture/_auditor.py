@@ -136,12 +136,13 @@ def _rig(story: Story) -> Mapping[str, str]:
     plan = story.plan
     loads = [entry["load"] for entry in story.all("load")]
     facts = [entry["facts"] for entry in story.all("rig")]
+    ahead = f" and {plan.hoard} jobs ahead" if plan.hoard else ""
     return {
         "database": facts[0] if facts else plan.engine,
         "machine": f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}",
         "load average": f"{loads[0]:.1f} before, {loads[-1]:.1f} after" if loads else "unknown",
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
         "plan": f"{plan.seconds:g} s, seed {plan.seed}, {plan.rate:g} dispatches/s of {plan.dispatchers} processes, "
-        f"{plan.workers} workers and {plan.elders} elders of {plan.concurrency} slots, lease {plan.lease:g} s, "
+        f"{plan.workers} workers and {plan.elders} elders of {plan.concurrency} slots{ahead}, lease {plan.lease:g} s, "
         f"{plan.attempts} attempts, a fault every {plan.every:g} s",
     }

@@ -34,6 +34,10 @@ def _leave(number: int, _: object) -> None:
 @click.option("--minutes", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="How long it lasts.")
 @click.option("--seed", type=int, help="Of what is drawn.  [default: another one each time]")
 @click.option("--rate", type=float, default=DEFAULTS.rate, show_default=True, help="Dispatches per second.")
+@click.option(
+    "--hasty", type=int, default=DEFAULTS.hasty, show_default=True, help="Of 100, callers who give up at once."
+)
+@click.option("--hoard", type=int, default=DEFAULTS.hoard, help="Jobs that workers always reserve ahead.")
 @click.option("--every", type=float, default=DEFAULTS.every, show_default=True, help="Seconds between faults.")
 @click.option("--only", multiple=True, metavar="WORD", help="Only faults with this in their name; several, in order.")
 @click.option("--lease", type=float, default=DEFAULTS.lease, show_default=True, help="Seconds.")

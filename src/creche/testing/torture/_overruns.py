@@ -84,9 +84,17 @@ def _stood(story: Story) -> defaultdict[str, list[Span]]:
     found = defaultdict[str, list[Span]](list)
     for entry in story.all("stood"):
         found[entry["who"]].append((entry["since"], entry["at"]))
+    # Who is killed while it is frozen, or as soon as it is thawed, has no time to tell; who froze it has.
     for name, entries in story.by("name", "frozen", "thawed").items():
-        if entries[-1]["what"] == "frozen" and name in story.deaths:  # it had no time to tell
-            found[name].append((entries[-1]["at"], story.deaths[name]))
+        frozen: float | None = None
+        for entry in entries:
+            if entry["what"] == "frozen":
+                frozen = entry["at"]
+            elif frozen is not None:
+                found[name].append((frozen, entry["at"]))
+                frozen = None
+        if frozen is not None and name in story.deaths:
+            found[name].append((frozen, story.deaths[name]))
     return found
 
 

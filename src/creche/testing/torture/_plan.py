@@ -51,6 +51,8 @@ class Plan:
         attempts: that a job has at most.
         fingerprints: that dispatches of single-flight jobs draw from.
         hasty: of a hundred dispatches, those whose caller gives up within milliseconds, and asks again.
+        hoard: jobs that workers always reserve ahead of their slots, if there are any; 0: as many as they are likely to
+            run.
         borrowed: of a hundred, those in a transaction of the caller's, half of which are rolled back.
         every: from the beginning of a fault to that of the next one, in the first half; in the second they overlap.
         only: words, of which a fault's name must have one; they come in this order first. Empty: all that can be.
@@ -73,6 +75,7 @@ class Plan:
     attempts: int = 5
     fingerprints: int = 20
     hasty: int = 6
+    hoard: int = 0
     borrowed: int = 10
     every: float = 4.0
     only: tuple[str, ...] = ()

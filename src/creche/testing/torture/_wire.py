@@ -1,5 +1,5 @@
 """The wire between the actors and their database: a TCP proxy that delays, throttles, swallows, holds back and cuts, as
-the conductor tells it. It knows of statements only whether their bytes match a pattern.
+the conductor tells it. It knows of statements only whether their bytes match a pattern, and what psycopg has prepared.
 
 The proxy is a process of its own; the conductor's end is `Wire`, and they speak in lines of JSON.
 """
@@ -35,6 +35,10 @@ _GONE: Final = (BrokenResourceError, ClosedResourceError, EndOfStream, OSError)
 _LAST_ANSWER: Final = 5.0  # seconds that a server has for an answer that nobody will get
 _CHUNK: Final = 65_536
 _HARD: Final = struct.pack("ii", 1, 0)  # SO_LINGER: whoever closes sends RST
+
+# PostgreSQL's messages in which psycopg prepares a statement, and in which it runs one that it has prepared before.
+_PREPARES: Final = re.compile(rb"P.{4}(_pg3_\d+)\0([^\0]*)\0", re.DOTALL)
+_RUNS: Final = re.compile(rb"B.{4}\0(_pg3_\d+)\0", re.DOTALL)
 
 # What statements are about, of those whose answers are cut; the first that matches. The texts are those in sql/.
 ABOUT: Final[Mapping[str, re.Pattern[bytes]]] = {
@@ -197,6 +201,7 @@ class _Link:
         self._server = server
         self._deaf: set[str] = set()  # directions in which bytes were lost
         self._said: set[str] = set()  # patterns that have matched
+        self._prepared: dict[bytes, bytes] = {}
         self._cut = False  # no answer gets through any more
         self._answered = anyio.Event()
 
@@ -265,14 +270,15 @@ class _Link:
     async def _cuts_off(self, data: bytes) -> bool:
         """Cut this connection off, if that is its lot at this statement."""
         weather = self._proxy.weather
-        if weather.only and re.search(weather.only.encode(), data):
+        said = self._in_full(data)
+        if weather.only and re.search(weather.only.encode(), said):
             self._said.add(weather.only)
-        if not (weather.cut_answers or weather.cut_requests) or not WRITE.search(data):
+        if not (weather.cut_answers or weather.cut_requests) or not WRITE.search(said):
             return False
         dice = random.random()
         if dice < weather.cut_requests:
             self._cut = True
-            self._proxy.cut(data, sent=False)
+            self._proxy.cut(said, sent=False)
             await self.reset()
             return True
         if dice < weather.cut_requests + weather.cut_answers:
@@ -281,10 +287,15 @@ class _Link:
             await self._server.send_eof()  # it does what it was told, and then sees that nobody is there
             with anyio.move_on_after(_LAST_ANSWER):
                 await self._answered.wait()
-            self._proxy.cut(data, sent=True)
+            self._proxy.cut(said, sent=True)
             await self.reset()
             return True
         return False
+
+    def _in_full(self, data: bytes) -> bytes:
+        """Return what is said, with the texts of statements that are named only."""
+        self._prepared.update(_PREPARES.findall(data))
+        return data + b"".join(self._prepared.get(name, b"") for name in _RUNS.findall(data))
 
     def _swallows(self, way: str) -> bool:
         return self._meant and self._proxy.weather.swallow in {way, "both"}
