@@ -127,7 +127,9 @@ class JobFailed(JobEvent):
 
 @frozen(kw_only=True)
 class JobReleased(JobEvent):
-    """`job.released`: given back, the attempt restored (a stop, or a snooze)."""
+    """`job.released`: given back, the attempt restored: a stop, a snooze, or a job that waited for a slot too long.
+    `job.acked` tells when that is written.
+    """
 
     name = "job.released"
 
@@ -143,7 +145,7 @@ class JobDeadLettered(JobEvent):
 
 @frozen(kw_only=True)
 class JobAcked(JobEvent):
-    """`job.acked`: the storage accepted how the attempt ended."""
+    """`job.acked`: the storage accepted how the attempt ended; that it was released, too."""
 
     name = "job.acked"
 

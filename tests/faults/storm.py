@@ -20,6 +20,7 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeAlias
+from uuid import UUID
 
 import anyio
 from attrs import frozen
@@ -81,6 +82,7 @@ class Cast:
         self._weather = weather
         self._ledger = ledger
         self._sent = 0
+        self._given_back = set[tuple[UUID, int]]()  # and the storage has yet to say that it took them
         self._work = self.queue.task("work", result_ttl=weather.ttl, max_attempts=100)(self._handle)
         self._told = self.queue.callback("told", max_attempts=100)(self._be_told)
 
@@ -98,15 +100,26 @@ class Cast:
     async def work(self) -> None:
         """Be a worker until told to end, or killed."""
         worker = Worker(
-            self.queue, queues=["default"], lease=self._weather.lease, poll_interval=1.0, hooks=[self._note_event]
+            self.queue, queues=["default"], lease=self._weather.lease, poll_interval=1.0, hooks=[self.note_event]
         )
         await worker.run()
 
-    def _note_event(self, event: events.WorkerEvent) -> None:
+    def note_event(self, event: events.WorkerEvent) -> None:
+        """Be a worker's hook. That the storage took back what was given back (as what waits for a slot too long is) is
+        no end of a job.
+        """
         match event:
             case events.JobAcked():
-                self._ledger.note("acked", job=str(event.job_id), attempt=event.attempt)
-            case events.JobLeaseLost() | events.JobReleased():
+                attempt = event.job_id, event.attempt
+                if attempt in self._given_back:
+                    self._given_back.remove(attempt)
+                else:
+                    self._ledger.note("acked", job=str(event.job_id), attempt=event.attempt)
+            case events.JobReleased():
+                self._given_back.add((event.job_id, event.attempt))
+                self._ledger.note("let go", job=str(event.job_id), attempt=event.attempt)
+            case events.JobLeaseLost():
+                self._given_back.discard((event.job_id, event.attempt))
                 self._ledger.note("let go", job=str(event.job_id), attempt=event.attempt)
             case _:
                 pass

@@ -10,14 +10,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
+from uuid import uuid4
 
 import pytest
 from attrs import evolve
 
-from creche import Status
+from creche import Status, events
 from creche.testing._herd import run_program
 from creche.testing._ledger import Entry, Ledger, read_ledgers
-from faults.storm import CHECKS, Row, Story, Weather, audit, counts
+from faults.storm import CHECKS, Cast, Row, Story, Weather, audit, counts
 
 PROGRAM = Path(__file__).parent / "storm.py"
 SECONDS = float(os.environ.get("CRECHE_STORM_SECONDS", "10"))
@@ -262,6 +263,17 @@ def test_the_auditor_objects_to(wrong: str) -> None:
 
 def test_each_check_of_the_auditor_can_fail() -> None:
     assert {check for check, _ in WRONG.values()} == set(CHECKS)
+
+
+def test_what_was_given_back_is_acknowledged_by_whoever_ends_it(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "worker-1")
+    cast = Cast("memory://", WEATHER, ledger)
+    whose: Any = {"worker": "worker-1", "job_id": uuid4(), "type": "work", "queue_name": "default", "attempt": 1}
+    for kind in (events.JobReleased, events.JobAcked):
+        cast.note_event(kind(**whose))
+    assert [entry["what"] for entry in read_ledgers(tmp_path)] == ["let go"]
+    cast.note_event(events.JobAcked(**whose))  # it got the job again, as the same attempt
+    assert [entry["what"] for entry in read_ledgers(tmp_path)] == ["let go", "acked"]
 
 
 def test_a_line_that_was_torn_by_a_kill_is_no_line(tmp_path: Path) -> None:
