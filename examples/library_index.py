@@ -572,7 +572,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--role", help=argparse.SUPPRESS)  # a worker's name: this process is one
     given = parser.parse_args(arguments)
     if find_spec(given.backend) is None:
-        parser.error(f"{given.backend} is not installed: pip install 'creche[{given.backend}]'")
+        parser.error(f"{given.backend} is not installed: in a clone, pip install '.[{given.backend}]'")
 
     # Old files hold escapes that the parser warns of; under -W error it would refuse the file for them.
     for category in (SyntaxWarning, DeprecationWarning):

@@ -1,4 +1,5 @@
-"""Every exception of creche, one root, grouped by who can act on it. It raises none, but for a signal without sense.
+"""Every error of creche, under one root, grouped by who can act on it; and what a handler raises to steer its own job,
+which is no error, under another. It raises none, but for a signal without sense.
 
 An error says what to do next and carries its facts as attributes; the message is built in the class.
 """
@@ -19,6 +20,7 @@ __all__ = [
     "JobError",
     "JobFailed",
     "JobNotFound",
+    "JobTimeout",
     "LeaseLost",
     "ListenerDeaf",
     "MissingExtra",

@@ -89,7 +89,8 @@ class _Opened:
 
 
 class MySQLStorage:
-    """Keeps jobs in tables of a MySQL (8.0 or newer) or MariaDB (10.6 or newer) database, which `migrate` makes there.
+    """Keeps jobs in tables of a MySQL (8.0.4 or newer) or MariaDB (10.6 or newer) database, which `migrate` makes
+    there.
 
     Args:
         dsn: a URL, `mysql://user:password@host/database` or `mariadb://…`; docs/mysql.md tells what its query may say
