@@ -29,6 +29,7 @@ pytest.register_assert_rewrite(
     "creche.testing._conformance_table",
     "creche.testing._conformance_transaction",
     "creche.testing._conformance_twin",
+    "creche.testing._conformance_unkept",
     "creche.testing._conformance_watch",
     "creche.testing._conformance_workers",
     "creche.testing._machine_session",
