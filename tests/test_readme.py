@@ -18,11 +18,11 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 PROGRAMS = [text for language, text in BLOCKS if language == "python"]
-QUICKSTART, ASK, HANDLER, COMPUTE, SHOP, BANK, WORKERS, HOOKS, STORAGE = PROGRAMS
+QUICKSTART, ASK, MAIL, IMAGES, MODULES, SHOP, BANK, WORKERS, HOOKS, STORAGE = PROGRAMS
 EXAMPLE, TESTS, COMMAND_LINE = [text for language, text in BLOCKS if language == "sh"]
 SHRINK = """\
 import anyio
-from compute import queue, shrink
+from images import queue, shrink
 from creche import Worker
 
 async def main() -> None:
@@ -33,12 +33,31 @@ async def main() -> None:
 if __name__ == "__main__":
     anyio.run(main)
 """
+POST = """\
+import anyio
+from images import shrink
+from mail import queue, send_mail
+from reports import generate_report
+
+async def main() -> None:
+    async with queue:
+        print(await (await shrink.dispatch("cat", width=80)).wait(timeout=60))
+        print((await (await generate_report.dispatch(2024, "pdf")).wait(timeout=60))["pages"])
+        letter = await send_mail.options(max_attempts=1).dispatch("nobody")
+        try:
+            await letter.wait(timeout=60)
+        except Exception as error:
+            print(type(error).__name__)
+
+anyio.run(main)
+"""
 MY_STORAGE = "from creche.storage.memory import MemoryStorage as MyStorage\n"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "reports.py").write_text(QUICKSTART)
+    for name, text in {"reports.py": QUICKSTART, "mail.py": MAIL, "images.py": IMAGES, "app.py": MODULES}.items():
+        (tmp_path / name).write_text(text)
     return tmp_path
 
 
@@ -91,14 +110,19 @@ def test_the_quickstart_runs_between_two_processes_and_two_loops(folder: Path) -
 
 
 def test_the_programs_run(folder: Path) -> None:
-    run_program(folder, HANDLER, "handler.py")
     run_program(folder, HOOKS, "hooks.py")
     assert run_program(folder, WORKERS, "workers.py").splitlines() == ["any.type {'number': 1}", "any.type {}"]
 
 
 def test_a_handler_in_a_process_does_what_is_shown(folder: Path) -> None:
-    (folder / "compute.py").write_text(COMPUTE)
     assert run_program(folder, SHRINK, "shrink.py").strip() == "1 b'\"cat.80.jpg\"'"
+
+
+@pytest.mark.parametrize("command", [["app.py"], ["-m", "creche", "worker", "app:worker"]], ids=["file", "command"])
+def test_a_worker_knows_the_handlers_of_all_modules(folder: Path, command: list[str]) -> None:
+    with in_background(folder, *command):
+        said = run_program(folder, POST, "post.py")
+    assert said.splitlines() == ["cat.80.jpg", "27", "JobFailed"]
 
 
 def test_callbacks_run_as_they_are_shown(folder: Path) -> None:
@@ -130,12 +154,11 @@ def test_the_conformance_suite_takes_a_storage_in_three_lines(tmp_path: Path) ->
 
 def test_the_programs_are_typed(folder: Path) -> None:
     pytest.importorskip("mypy")
-    programs = {"ask.py": ASK, "handler.py": HANDLER, "compute.py": COMPUTE, "workers.py": WORKERS, "hooks.py": HOOKS}
-    programs |= {"shop.py": SHOP, "bank.py": BANK}
+    programs = {"ask.py": ASK, "workers.py": WORKERS, "hooks.py": HOOKS, "shop.py": SHOP, "bank.py": BANK}
     programs["mine.py"] = MY_STORAGE + STORAGE
     for name, text in programs.items():
         (folder / name).write_text(text)
-    run(folder, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={folder / 'cache'}", "reports.py", *programs)
+    run(folder, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={folder / 'cache'}", "app.py", *programs)
 
 
 def test_the_two_commands_are_one_line_each_and_found_by_the_ci() -> None:
