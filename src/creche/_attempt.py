@@ -308,7 +308,8 @@ class Job:
         """Find out what became of a commit that was not answered. The lease's deadline ends this, if nothing else does.
 
         To extend the lease waits for the row, and so until that transaction is over. If the lease is still held, it was
-        rolled back. If not, this attempt's own settle is known to the storage, or somebody else has the job.
+        rolled back. If not, this attempt's own settle is known to the storage, or its job was pruned since; or somebody
+        else has the job.
         """
         patience = Patience(f"job {self.id}", longest=1.0)
         while True:
@@ -322,6 +323,8 @@ class Job:
             except StorageUnavailable as error:
                 await patience.after(error)
                 continue
+            if self.lease in settled.gone and not self._held.expired:
+                return True  # nobody else can have ended it, so it is this that was committed, and pruned since
             if self.lease in settled.lost:
                 self._held.revoke(Verdict.LOST)
                 raise LeaseLost(self.id)
@@ -466,9 +469,9 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - a task group that was cancelled and failed while it cleaned up
             outcome = Failed(error=describe(error))
         except get_cancelled_exc_class() as error:
-            if scope.cancel_called or anyio.current_effective_deadline() == -math.inf:
+            if anyio.current_effective_deadline() == -math.inf:
                 raise
-            # On asyncio a handler may let out a cancellation that nobody asked for: of a future, or of its own task.
+            # On asyncio a handler may let out a cancellation that is not ours: of a future, or of its own task.
             outcome = Failed(error=describe(error))
         if isinstance(outcome, Succeeded):
             return outcome  # it finished, however late; the fence decides what it is worth

@@ -1,10 +1,11 @@
-"""A task group for background services that leaves its block's own exceptions as they are, and the name of the event
-loop beneath it. It runs no job.
+"""A task group for background services that leaves its block's own exceptions as they are, and what only the event loop
+beneath it knows. It runs no job.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import anyio.lowlevel
@@ -39,3 +40,11 @@ async def background(*, farewell: float = 0.0) -> AsyncGenerator[TaskGroup]:
 def current_backend() -> str:
     """Return the name of the event loop that runs here, as `anyio.run(…, backend=…)` takes it: asyncio or trio."""
     return anyio.lowlevel.current_token().backend_class.__module__.rpartition("_")[2]
+
+
+def count_cancellations() -> Callable[[], int]:
+    """Return what counts the cancellations of this task that were asked for past anyio, and not taken back: on asyncio
+    each goes on telling whoever runs in the task later that it is being cancelled. On trio there is no such thing.
+    """
+    task = asyncio.current_task() if current_backend() == "asyncio" else None
+    return (lambda: 0) if task is None else task.cancelling

@@ -20,6 +20,7 @@ from anyio import get_cancelled_exc_class
 from anyio.abc import TaskGroup
 
 from creche._leases import Held
+from creche._nursery import count_cancellations
 
 # Seconds that a slot may keep the event loop for itself: jobs that never wait would not let the others read what the
 # database answers, and send what comes next.
@@ -153,7 +154,9 @@ class Slots:
             self._tasks.start_soon(self._serve, name="slot")
 
     async def _serve(self) -> None:
-        me, retired = anyio.get_current_task(), False
+        me = anyio.get_current_task()
+        cancelling = count_cancellations()
+        asked = cancelling()
         try:
             self._opening -= 1
             await anyio.lowlevel.checkpoint_if_cancelled()  # or a first line would run after the worker was cancelled
@@ -168,17 +171,17 @@ class Slots:
                     now = anyio.current_time()
                     self._over(held, now)
                 if me.has_pending_cancellation():
-                    retired = True
                     await anyio.lowlevel.checkpoint()
-                retired = not _same(clean)
+                retired = cancelling() != asked or not _same(clean)
                 if now - turned > _TURN:
                     self.fill()
                     await anyio.lowlevel.checkpoint()
                     turned = now = anyio.current_time()
                 held = None if retired else self._next()
         except get_cancelled_exc_class():
-            # On asyncio a handler may have asked for the cancellation of its own task: none of the next job's business.
-            if not retired or anyio.current_effective_deadline() == -math.inf:
+            # On asyncio a handler may have asked for the cancellation of its own task, if only by a timer that it left
+            # behind: that ends this slot, and another takes its place.
+            if anyio.current_effective_deadline() == -math.inf:
                 raise
         finally:
             self._open -= 1
