@@ -44,6 +44,7 @@ class Held:
         "_guarded",
         "_scope",
         "_secured",
+        "ended",
         "job",
         "lease",
         "progress",
@@ -62,6 +63,7 @@ class Held:
         self._guarded = -math.inf
         self.verdict: Verdict | None = None
         self.progress: Progress | None = None  # said by the handler, and not written yet
+        self.ended = False  # how is on its way to the storage, which may have locked the job for that
         self.settling = False  # the handler's own transaction, which ends the attempt, is being committed
         self.settled = False  # it was
         self._scope: CancelScope | None = None

@@ -43,9 +43,9 @@ class Limits:
         """How many attempts may still begin."""
         return self._left
 
-    def begin(self, attempts: int) -> StopReason | None:
-        """So many attempts begin; return why they are the last ones, if they are."""
-        self._left -= attempts
+    def begin(self) -> StopReason | None:
+        """An attempt begins; return why it is the last one, if it is."""
+        self._left -= 1
         return StopReason.MAX_JOBS if self._left <= 0 else None
 
     def end(self) -> StopReason | None:

@@ -62,6 +62,7 @@ class Maintainer:
                 with answered_within(_ROUND, "a round of upkeep"):
                     upkeep = await self._storage.maintain(_LIMIT, retention=self._retention)
             except StorageError as error:
+                self._doorbell.left_alone()
                 await patience.after(error)
                 continue
             patience.success()

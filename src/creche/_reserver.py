@@ -79,7 +79,7 @@ class Reserver:
         slots: where the jobs go.
         doorbell: waited for when nothing is ready.
         alarm: told when the next scheduled job is due.
-        left: returns how many attempts may still begin.
+        left: returns how many attempts may still begin, besides those that wait for a slot.
         start: called with the jobs of each reserve.
         refuse: called instead, when the worker was told to stop in the meantime.
         give_back: called with jobs that had waited for a slot for too long.

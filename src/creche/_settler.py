@@ -63,6 +63,7 @@ class Settler:
 
     def submit(self, held: Held, settlement: Settlement) -> None:
         """Have this end written. Never blocks; the lease is renewed until it is."""
+        held.ended = True
         self._waiting.append((held, settlement))
         if self._bell is not None:
             self._bell.set()

@@ -223,7 +223,7 @@ class Supervisor:
             self._slots,
             doorbell=self._doorbell,
             alarm=self._alarm,
-            left=lambda: self._limits.left,
+            left=lambda: self._limits.left - self._slots.waiting,
             start=self._start,
             refuse=self._refuse,
             give_back=self._give_back,
@@ -286,8 +286,7 @@ class Supervisor:
             text = "worker %s finishes what it holds, and ends: %s"
             _log.info(text, self._settings.name, reason, extra=self._who)
             self._end_intake()
-            if reason is not StopReason.MAX_JOBS:  # those that wait for a slot are among the jobs that it may begin
-                self._give_back(self._slots.withdraw())
+            self._give_back(self._slots.withdraw())
 
     def _end_intake(self) -> None:
         self._intake.cancel()
@@ -381,8 +380,6 @@ class Supervisor:
     def _start(self, batch: Sequence[Held]) -> None:
         self._tell_reserved(batch)
         self._slots.offer(batch)
-        if batch and (reason := self._limits.begin(len(batch))):
-            self._end(reason)
 
     def _refuse(self, batch: Sequence[Held]) -> None:
         self._tell_reserved(batch)
@@ -398,6 +395,8 @@ class Supervisor:
             self._submit(held, Released(), 0.0)
 
     async def _attempt(self, held: Held, now: float) -> None:
+        if self._settings.max_jobs is not None and (reason := self._limits.begin()):
+            self._end(reason)
         try:
             if self._hooked:
                 self._tell(events.JobStarted, held)

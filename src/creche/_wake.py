@@ -67,6 +67,12 @@ class Doorbell(Bell):
         if ready:
             self.ring()
 
+    def left_alone(self) -> None:
+        """Upkeep could not look: who relied on that looks for himself."""
+        if self._looked_after:
+            self._looked_after = False
+            self.ring()  # for whoever waits without an end
+
     def found_work(self) -> None:
         """More work tends to follow work: where nobody rings, look again soon."""
         self._quiet = _EAGER

@@ -14,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -161,24 +162,31 @@ class Watchdog:
 
     async def _renew(self, storage: Storage, held: Sequence[Held]) -> float:
         """Renew what is held; return when, or never."""
-        # A handler's own transaction, whose commit the blocked loop can't send, locks its job: nobody else can take it,
-        # and to renew it with the others would make them all wait for that lock.
-        locked = {each.lease for each in held if each.settling}
         sent = time.monotonic()  # before the statement: the database counts from later
         try:
-            with answered_within(self._lease / 3, "a renewal"):
-                extension = await storage.extend({each.lease for each in held} - locked, self._lease)
+            # A handler's own transaction, whose commit the blocked loop can't send, locks its job: nobody else can take
+            # it, and to renew it with the others would make them all wait for that lock.
+            until = await self._extend(storage, [each for each in held if not (each.settling or each.ended)])
         except StorageError as error:
             self._trouble(error)
             return -math.inf
         self._troubled = False
-        until = sent + self._offset + self._lease - self._margin
-        for each in held:  # what is lost, the loop finds out for itself
+        for each in held:
+            if each.settling:
+                each.guard(until)
+        with suppress(StorageError):  # a settle that the loop has begun and can't end may lock them, for as long
+            await self._extend(storage, [each for each in held if each.ended])
+        return sent
+
+    async def _extend(self, storage: Storage, held: Sequence[Held]) -> float:
+        """Extend these leases; return until when. What is lost, the loop finds out for itself."""
+        until = time.monotonic() + self._offset + self._lease - self._margin
+        with answered_within(self._lease / 3, "a renewal"):
+            extension = await storage.extend([each.lease for each in held], self._lease)
+        for each in held:
             if each.lease in extension.held:
                 each.secure(until)
-            elif each.lease in locked:
-                each.guard(until)
-        return sent
+        return until
 
     def _trouble(self, error: Exception) -> None:
         if not self._troubled:

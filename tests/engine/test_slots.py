@@ -6,13 +6,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 from contextvars import ContextVar
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from creche import JobNotFound, OptionInvalid, Queue, Retention, Status, Worker, _pace, events
+from creche import (
+    JobCancelled,
+    JobNotFound,
+    OptionInvalid,
+    Queue,
+    Retention,
+    Status,
+    StopReason,
+    Summary,
+    Worker,
+    _pace,
+    events,
+)
 from creche._pace import Pace
 from engine_kit import Faulty, until, virtual_time
 
@@ -200,6 +213,34 @@ async def test_a_limit_on_jobs_counts_those_that_wait(queue: Queue, storage: Fau
 
 
 @VIRTUAL
+async def test_a_limit_on_jobs_keeps_none_waiting_behind_jobs_that_grew_long(queue: Queue, storage: Faulty) -> None:
+    @queue.task("work")
+    async def work(seconds: float) -> None:
+        await anyio.sleep(seconds)
+
+    await queue.dispatch_many(work.call(0.01) for _ in range(100))
+    await queue.dispatch_many(work.call(600.0) for _ in range(100))
+    storage.slow = {"reserve"}
+    summaries: list[Summary] = []
+    async with anyio.create_task_group() as tasks:
+
+        async def run() -> None:
+            summaries.append(await Worker(queue, concurrency=2, max_jobs=160).run(signals=False))
+
+        tasks.start_soon(run)
+        await anyio.sleep(300)
+        assert await standing(queue) == {
+            (Status.COMPLETED, 1): 100,
+            (Status.PROCESSING, 1): 2,
+            (Status.PENDING, 0): 98,
+        }
+    (summary,) = summaries
+    assert (summary.reason, summary.succeeded) == (StopReason.MAX_JOBS, 160)
+    assert summary.released > 10
+    assert await standing(queue) == {(Status.COMPLETED, 1): 160, (Status.PENDING, 0): 40}
+
+
+@VIRTUAL
 async def test_one_that_is_cancelled_while_it_waits_for_a_slot_never_begins(queue: Queue, storage: Faulty) -> None:
     ran: list[int] = []
 
@@ -314,6 +355,76 @@ async def test_a_cancellation_that_a_handler_asked_for_itself_strikes_no_other(q
     await queue.dispatch_many(work.call() for _ in range(20))
     summary = await Worker(queue, concurrency=1, burst=True).run(signals=False)
     assert (summary.succeeded, ran) == (20, 20)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("after", [0.0, 0.001, 0.01])
+async def test_a_cancellation_that_a_handler_left_behind_ends_no_worker(queue: Queue, after: float) -> None:
+    ran = 0
+
+    @queue.task("work", max_attempts=5, backoff=lambda _: 0.0)
+    async def work() -> None:
+        nonlocal ran
+        ran += 1
+        task = asyncio.current_task()
+        assert task is not None
+        if ran % 100 == 1:
+            asyncio.get_running_loop().call_later(after, task.cancel)  # as a timer that nobody stops
+
+    await queue.dispatch_many(work.call() for _ in range(2_000))
+    summary = await Worker(queue, concurrency=2, burst=True).run(signals=False)
+    assert (summary.reason, summary.succeeded, summary.dead) == (StopReason.DRAINED, 2_000, 0)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cancellation_that_was_swallowed_is_not_in_the_next_job_s_task(queue: Queue) -> None:
+    found: list[int] = []
+
+    @queue.task("work")
+    async def work() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        found.append(task.cancelling())
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+
+    await queue.dispatch_many(work.call() for _ in range(10))
+    await Worker(queue, concurrency=1, burst=True).run(signals=False)
+    assert found == [0] * 10
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_handler_that_cancels_its_own_task_while_it_is_cancelled_ends_as_cancelled_and_no_other_does(
+    queue: Queue,
+) -> None:
+    begun, unblock = anyio.Event(), anyio.Event()
+
+    @queue.task("odd")
+    async def odd() -> None:
+        begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+
+    @queue.task("neighbour")
+    async def neighbour() -> str:
+        await unblock.wait()
+        return "done"
+
+    cancelled, other = await odd.dispatch(), await neighbour.dispatch()
+    async with Worker(queue) as worker:
+        await begun.wait()
+        await queue.cancel(cancelled.job_id)
+        with pytest.raises(JobCancelled):
+            await cancelled.wait(timeout=10)
+        assert worker.health.ready
+        unblock.set()
+        assert await other.wait(timeout=10) == "done"
+    assert await standing(queue) == {(Status.CANCELLED, 1): 1, (Status.COMPLETED, 1): 1}
 
 
 async def test_jobs_that_never_wait_leave_a_turn_to_others(queue: Queue, storage: Faulty) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
 
-from creche import Job, JobFailed, LeaseLost, Queue, Retry, Status, Worker, events
+from creche import Job, JobFailed, LeaseLost, Queue, Retention, Retry, Status, Worker, events
+from creche._job import Extension
 from creche.abc import Transaction
 from creche.errors import ResultInvalid, StorageUnavailable, UsageError
 from engine_kit import Faulty, until, virtual_time
@@ -175,6 +177,31 @@ async def test_a_commit_whose_answer_is_lost_is_found_out_and_nothing_runs_twice
     async with Worker(queue):
         assert await (await charge.dispatch()).wait(10) == "once"
     assert runs == [1]
+
+
+async def test_a_commit_whose_answer_is_lost_and_whose_job_is_pruned_since_is_found_out_too(
+    queue: Queue, storage: Faulty
+) -> None:
+    ended: list[int] = []
+    extend = storage.extend
+
+    async def extend_after_upkeep(*args: Any, **options: Any) -> Extension:
+        await storage.maintain(100, retention=Retention(completed=0))
+        return await extend(*args, **options)
+
+    @queue.task("charge")
+    async def charge(job: Job) -> None:
+        async with job.transaction():
+            job.set_result("once")
+        ended.append(job.attempt)
+
+    storage.lose_answer.add("commit")
+    storage.extend = extend_after_upkeep  # type: ignore[method-assign]
+    async with Worker(queue):
+        receipt = await charge.dispatch()
+        await until(lambda: bool(ended))
+    assert ended == [1]
+    assert await queue.look_up(receipt.job_id) is None
 
 
 async def test_a_commit_that_did_not_take_place_is_a_failed_attempt(queue: Queue, storage: Faulty) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Iterable
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 import anyio
 import pytest
+from attrs import evolve
 
-from creche import Queue, Worker
+from creche import Queue, Retention, Status, Worker
+from creche._job import Upkeep
 from creche.abc import Listener
 from creche.errors import StorageUnavailable
 from engine_kit import Faulty, until, virtual_time
@@ -115,3 +118,33 @@ async def test_whoever_has_lost_its_listener_looks_again_soon_after_work(
         await until(lambda: len(starts) == 1, limit=66.1)  # by the look that was under way
         await queue.dispatch("work")
         await until(lambda: len(starts) == 2, limit=1)
+
+
+class LookedAfter(Deafened):
+    """Its upkeep looks at what is ready, as that of PostgreSQL does."""
+
+    async def maintain(self, limit: int, *, retention: Retention, now: datetime | None = None) -> Upkeep:
+        upkeep = await super().maintain(limit, retention=retention, now=now)
+        pending = [row.record.queue_name for row in self._rows.values() if row.record.status is Status.PENDING]
+        return evolve(upkeep, ready=frozenset(pending))
+
+
+async def test_who_relies_on_upkeep_looks_for_itself_while_that_fails() -> None:
+    async with Queue(storage := LookedAfter()) as queue:
+        started = anyio.Event()
+
+        @queue.task("work")
+        async def work() -> None:
+            started.set()
+
+        async with Worker(queue):
+            await anyio.sleep(100)
+            reserves = storage.calls["reserve"]
+            await anyio.sleep(100)
+            assert storage.calls["reserve"] == reserves  # nobody rang
+            storage.down.add("maintain")
+            await anyio.sleep(20)  # in which a round has failed
+            storage.silent = True
+            await queue.dispatch("work")
+            with anyio.fail_after(6):
+                await started.wait()

@@ -7,7 +7,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ import anyio.to_thread
 import pytest
 
 from creche import Job, Queue, Status, Worker, events
-from creche._job import Extension, Lease, Progress
+from creche._job import Extension, Lease, Progress, Retention, Settled, Settlement
 from creche.abc import Storage, Transaction
 from creche.storage import open_storage
 from creche.storage.memory import MemoryStorage
@@ -353,6 +353,47 @@ async def test_a_job_that_its_own_transaction_has_locked_keeps_nobody_from_being
         await written.wait(timeout=40)
     assert renewed == [{blocked.job_id}]
     assert deadlines[0] == deadlines[1]  # a lock is no lease: where its connection is cut, others have the job
+
+
+class SlowToSettle(MemoryStorage):
+    """A storage that begins to end an attempt and, until it may go on, has its job locked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settling: anyio.Event = anyio.Event()
+        self.may_settle = anyio.Event()
+        self.renewed: SimpleQueue[set[Lease]] = SimpleQueue()
+
+    def twin(self) -> Storage:
+        return Noting(self.renewed)
+
+    async def settle(
+        self, settlements: Sequence[Settlement], *, retention: Retention | None = None, now: datetime | None = None
+    ) -> Settled:
+        self.settling.set()
+        await self.may_settle.wait()
+        return await super().settle(settlements, retention=retention, now=now)
+
+
+async def test_a_job_that_its_settle_has_locked_keeps_nobody_from_being_renewed() -> None:
+    queue = Queue(storage := SlowToSettle())
+    renewed: list[set[UUID]] = []
+
+    @queue.task("short")
+    async def short() -> None: ...
+
+    @queue.task("block")
+    async def block() -> None:
+        await storage.settling.wait()
+        # The loop stands still until the thread has renewed what runs, and then what has ended.
+        renewed.extend({lease.job_id for lease in storage.renewed.get(timeout=8 * LEASE)} for _ in range(2))
+        storage.may_settle.set()
+
+    async with queue, Worker(queue, lease=10 * LEASE):
+        blocked, ended = await block.dispatch(), await short.dispatch()
+        await blocked.wait(timeout=40)
+        await ended.wait(timeout=40)
+    assert renewed == [{blocked.job_id}, {ended.job_id}]
 
 
 async def test_no_thread_is_left_when_the_worker_has_ended(queue: Queue) -> None:
