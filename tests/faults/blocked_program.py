@@ -12,7 +12,7 @@ from typing import Any, Final
 import anyio
 from attrs import frozen
 
-from creche import Job, Queue, Tasks, Worker, events
+from creche import Job, Queue, Retention, Tasks, Worker, events
 from creche.testing._ledger import Ledger
 
 tasks = Tasks()
@@ -27,12 +27,14 @@ class Part:
         loop: asyncio or trio.
         lease: seconds.
         watched: whether a blocked loop's leases are renewed by somebody else.
+        keep: whether jobs that succeeded are kept.
     """
 
     queues: Sequence[str]
     loop: str
     lease: float
     watched: bool = True
+    keep: bool = True
 
 
 class Player:
@@ -125,7 +127,15 @@ def work(ledger: Ledger, folder: Path, part: Part) -> None:
     queue.include(tasks)
     _prepare(queue.storage, part)
     hook = _Hook(ledger, part)
-    worker = Worker(queue, queues=part.queues, lease=part.lease, hooks=[hook], poll_interval=0.3, concurrency=20)
+    worker = Worker(
+        queue,
+        queues=part.queues,
+        lease=part.lease,
+        hooks=[hook],
+        poll_interval=0.3,
+        concurrency=20,
+        retention=Retention() if part.keep else Retention(completed=0),
+    )
     anyio.run(worker.run, backend=part.loop)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -20,12 +21,16 @@ from faults.forked import Troupe
 LEASE: Final = 1.5  # seconds
 BLOCKED: Final = 3 * LEASE
 
+KEPT_NOT: Final = "settle what is not kept"
 QUEUES: Final = {
     "handler": ["block", "neighbour", "neighbour", "neighbour"],
     "settle": ["block while another's end is on its way", "end when told", "neighbour"],
+    KEPT_NOT: ["block while another's end is on its way", "end when told", "neighbour"],
     HOOKED: ["end when told", "neighbour"],
 }
-"""The jobs of each worker that is blocked: by a handler, by one while a settle is in flight, by a hook."""
+"""The jobs of each worker that is blocked: by a handler, by one while a settle is in flight (which writes what is kept,
+or deletes what is not), by a hook.
+"""
 
 
 @pytest.fixture
@@ -89,11 +94,14 @@ def test_while_a_loop_is_blocked_for_three_leases_nothing_that_it_holds_runs_twi
     troupe: Troupe, anyio_backend: str
 ) -> None:
     for queue_name, types in QUEUES.items():
-        stage(troupe, anyio_backend, queue_name, types, BLOCKED)
+        stage(troupe, anyio_backend, queue_name, types, BLOCKED, keep=queue_name != KEPT_NOT)
     block_beside_a_rival(troupe, anyio_backend, *QUEUES)
     assert {job.attempts for job in jobs(troupe)} == {1}, troupe.told()
-    begun = [entry["job"] for entry in troupe.entries("begun")]
-    assert sorted(begun) == sorted(str(job.id) for job in jobs(troupe)), troupe.told()
+    begun = Counter(entry["job"] for entry in troupe.entries("begun"))
+    assert set(begun.values()) == {1}, troupe.told()
+    assert len(begun) == sum(map(len, QUEUES.values())), troupe.told()
+    assert begun.keys() >= {str(job.id) for job in jobs(troupe)}
+    assert not {job.queue_name for job in jobs(troupe)} & {KEPT_NOT}
     assert not troupe.entries("lost"), troupe.told()
     assert not troupe.entries("acked", "rival"), troupe.told()
     for queue_name in QUEUES:
@@ -102,7 +110,8 @@ def test_while_a_loop_is_blocked_for_three_leases_nothing_that_it_holds_runs_twi
         looks = [each for each in troupe.entries("idle", "rival") if blocking["at"] < each["at"] < awake["at"]]
         assert looks[-1]["at"] - blocking["at"] > 2 * LEASE, troupe.told()  # it would have taken what it could
     assert line_of(block.function, "time.sleep") in troupe.said("handler")
-    assert line_of(block_while_settling.function, "time.sleep") in troupe.said("settle")
+    for queue_name in ("settle", KEPT_NOT):
+        assert line_of(block_while_settling.function, "time.sleep") in troupe.said(queue_name)
     assert "not by a handler" in troupe.said(HOOKED)
     assert "in _Hook.job_succeeded" in troupe.said(HOOKED)
     end_well(troupe)

@@ -222,7 +222,7 @@ UNKEPT: Final = [
             "memory": Edit(MEMORY, "bool(row.callbacks or row.watchers)", "bool(row.watchers)"),
             "sqlite": Edit("sql/sqlite/settle_unkept.sql", "        AND job.callbacks IS NULL\n", ""),
             "postgresql": Edit("sql/postgresql/settle_unkept.sql", "       AND j.callbacks IS NULL\n", ""),
-            "mysql": Edit("sql/mysql/unkept.sql", "   AND callbacks IS NULL\n", ""),
+            "mysql": Edit("sql/mysql/delete_unkept.sql", "   AND callbacks IS NULL\n", ""),
         },
     ),
     *in_each(
@@ -233,7 +233,7 @@ UNKEPT: Final = [
             "memory": Edit(MEMORY, " or row.result_ttl is not None\n        return used", "\n        return used"),
             "sqlite": Edit("sql/sqlite/settle_unkept.sql", "        AND job.result_ttl IS NULL\n", ""),
             "postgresql": Edit("sql/postgresql/settle_unkept.sql", "       AND j.result_ttl IS NULL\n", ""),
-            "mysql": Edit("sql/mysql/unkept.sql", "   AND result_ttl IS NULL\n", ""),
+            "mysql": Edit("sql/mysql/delete_unkept.sql", "   AND result_ttl IS NULL\n", ""),
         },
     ),
 ]

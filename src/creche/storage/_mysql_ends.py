@@ -16,7 +16,7 @@ from creche._lifecycle import BURIES
 from creche.storage import _mysql_rows as rows
 from creche.storage._asyncmy import Connection
 from creche.storage._batches import alike, in_lease_order, unkept
-from creche.storage._mysql_calls import BEGIN, COMMIT, Row, chunks, send, together, undone_on_error
+from creche.storage._mysql_calls import Row, chunks, together
 from creche.storage._mysql_literals import Expression, Render
 from creche.storage._rows import settlement_columns
 
@@ -100,7 +100,7 @@ async def end_attempts(
         late, woken = settled([answer.rows for answer in answers], surely=True)
         found.written.update(late)
         found.woken.update(woken)
-    if short and (lost := given - found.written):
+    if lost := given - found.written:
         look = render("statuses", ids=sorted({lease.job_id for lease in lost}))
         there = rows.statuses((await connection.run(look))[0].rows)
         found.gone.update(lease for lease in lost if lease.job_id not in there)
@@ -109,15 +109,14 @@ async def end_attempts(
 async def _delete_unkept(
     connection: Connection, settlements: Sequence[Settlement], *, render: Render
 ) -> frozenset[Lease]:
-    """End attempts by deleting their jobs, in a transaction; return those that could be ended so."""
-    leases = [settlement.lease for settlement in in_lease_order(settlements)]
-    async with undone_on_error(connection):
-        lock = render("unkept", held=rows.is_lease(leases))
-        locked = (await send(connection, [BEGIN, lock]))[-1].rows
-        deleted = frozenset(map(rows.lease, locked))
-        ids = sorted(lease.job_id for lease in deleted)
-        await send(connection, [*([render("delete_unkept", ids=ids)] if ids else ()), COMMIT])
-    return deleted
+    """End attempts by deleting their jobs, in a transaction; return those that could be ended so.
+
+    In one round trip: a worker whose event loop is blocked in between would keep the jobs locked, and undeleted.
+    """
+    held = rows.is_lease([settlement.lease for settlement in in_lease_order(settlements)])
+    statements = [render(name, held=held) for name in ("lock_held", "delete_unkept", "held")]
+    locked, _, left = await together(connection, statements)
+    return frozenset(map(rows.lease, locked.rows)).difference(map(rows.lease, left.rows))
 
 
 async def _complete(

@@ -73,9 +73,9 @@ async def end_attempts(
     left = _note(left, answer, ended)
     ended.before.update(by_lease(over).keys() - ended.written)
     ended.woken.update(name for (name,) in followed)
-    if short and left:
+    if lost := {settlement.lease for settlement in left} - ended.before:
         there = {row[0] for row in await runner.rows("ends", parameters)}
-        ended.gone.update(lease for lease in leases if lease not in ended.written and lease.job_id not in there)
+        ended.gone.update(lease for lease in lost if lease.job_id not in there)
 
 
 async def _delete(runner: Runner, settlements: Collection[Settlement], ended: Ended) -> None:

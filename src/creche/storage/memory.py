@@ -309,8 +309,8 @@ class MemoryStorage:
                     woken.add(row.record.queue_name)
         self._wake(woken)
         lost = frozenset(settlement.lease for settlement in settlements) - accepted
-        gone = {lease for lease in lost if lease.job_id not in self._rows} if short else set[Lease]()
-        return Settled(accepted=frozenset(accepted), lost=lost, gone=frozenset(gone))
+        gone = frozenset(lease for lease in lost if lease.job_id not in self._rows)
+        return Settled(accepted=frozenset(accepted), lost=lost, gone=gone)
 
     def _delete_unkept(self, leases: Collection[Lease]) -> set[Lease]:
         """Delete jobs that succeed, and that their worker does not keep, if nothing else keeps them; return which."""

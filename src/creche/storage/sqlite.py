@@ -243,8 +243,8 @@ class SQLiteStorage:
             changed, woken = do.settle(left, rows.moment(now))
             accepted = deleted | changed.keys() | do.settled_before(asked - changed.keys() - deleted)
             lost = asked - accepted
-            there = do.statuses({lease.job_id for lease in lost}) if short and lost else {}
-            gone = frozenset(lease for lease in lost if short and lease.job_id not in there)
+            there = do.statuses({lease.job_id for lease in lost}) if lost else {}
+            gone = frozenset(lease for lease in lost if lease.job_id not in there)
             settled = Settled(accepted=frozenset(accepted), lost=lost, gone=gone)
             return settled, rows.ended(changed.values()), woken
 

@@ -233,15 +233,15 @@ class SettleConformance(Suite):
 
     async def test_one_batch_ends_attempts_in_every_way_and_names_the_lost(self, storage: Storage) -> None:
         leases = {event: await hold(storage) for event in ENDS}
-        gone = await hold(storage)
-        await settle(storage, gone, Event.RELEASE)
-        await storage.cancel([gone.job_id], now=T0)
+        cancelled = await hold(storage)
+        await settle(storage, cancelled, Event.RELEASE)
+        await storage.cancel([cancelled.job_id], now=T0)
         unknown = Lease(job_id=new_job_id(), token=1, nonce=1)
         batch = [settlement(lease, event) for event, lease in leases.items()]
-        batch.insert(3, settlement(gone, Event.SUCCEED))
+        batch.insert(3, settlement(cancelled, Event.SUCCEED))
         batch.insert(0, settlement(unknown, Event.FAIL))
         assert await storage.settle(batch, now=at(1)) == Settled(
-            accepted=frozenset(leases.values()), lost=frozenset({gone, unknown})
+            accepted=frozenset(leases.values()), lost=frozenset({cancelled, unknown}), gone=frozenset({unknown})
         )
         statuses = {event: (await row(storage, lease.job_id)).status for event, lease in leases.items()}
         assert statuses == {
@@ -255,7 +255,7 @@ class SettleConformance(Suite):
         }
         buried = {letter.job_id for letter in await storage.dead_letters(10)}
         assert buried == {leases[Event.FAIL].job_id, leases[Event.DISCARD].job_id}
-        assert (await row(storage, gone.job_id)).status is Status.CANCELLED
+        assert (await row(storage, cancelled.job_id)).status is Status.CANCELLED
 
     async def test_a_thousand_attempts_end_in_one_batch_each_with_its_own_result(self, storage: Storage) -> None:
         await storage.insert([new_job() for _ in range(1_000)], now=T0)
