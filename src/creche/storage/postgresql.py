@@ -304,10 +304,11 @@ class PostgreSQLStorage:
         began = monotonic()
         answer = await rows(link, self._sql["reserve"], parameters, steady=steady)
         took = monotonic() - began
-        if steady and took > SLOW + _FACTOR * self._usual:
-            link.replan()
-        elif steady:
-            self._usual += (took - self._usual) * (_WEIGHT if self._usual else 1.0)
+        if steady:
+            usual = self._usual or took
+            self._usual = usual + (took - usual) * _WEIGHT
+            if took > SLOW + _FACTOR * usual:
+                link.replan()
         return answer
 
     async def extend(
