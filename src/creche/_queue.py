@@ -51,6 +51,7 @@ R = TypeVar("R")
 
 DEFAULT_DSN: Final = "sqlite:///creche.db"
 RESULT_CEILING: Final = 8 << 20  # bytes: half of what a MySQL server takes as one statement unless it is told otherwise
+_MOST_ROWS: Final = 1_000_000  # of one page: whoever wants more wants pages
 
 
 @frozen(kw_only=True)
@@ -435,7 +436,16 @@ class Queue:
         limit: int = 100,
         before: UUID | None = None,
     ) -> Sequence[JobRecord]:
-        """Return rows of jobs, newest first; `before` is the last id of the page before."""
+        """Return rows of jobs, newest first.
+
+        Args:
+            queues: only of these.
+            types: only of these job types.
+            statuses: only in these.
+            limit: how many at most.
+            before: the last id of the page before.
+        """
+        limit = check_integer("limit", limit, 0, _MOST_ROWS)
         return await self._open().list(_where(queues, types, statuses), limit, before=before)
 
     async def delete(self, job_id: UUID | str) -> Status:
@@ -450,10 +460,13 @@ class Queue:
         return _only(_uuid(job_id), await self._open().delete([_uuid(job_id)]))
 
     async def dead_letters(self, *, limit: int = 100, before: UUID | None = None) -> Sequence[DeadLetter]:
-        """Return the copies of jobs that failed for good, with their errors, newest first; `before` is the last id of
-        the page before.
+        """Return the copies of jobs that failed for good, with their errors, newest first.
+
+        Args:
+            limit: how many at most.
+            before: the last id of the page before.
         """
-        return await self._open().dead_letters(limit, before=before)
+        return await self._open().dead_letters(check_integer("limit", limit, 0, _MOST_ROWS), before=before)
 
     # --- many at once -------------------------------------------------------------------------------
 

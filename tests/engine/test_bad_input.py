@@ -272,6 +272,14 @@ async def test_a_filter_by_a_name_that_nothing_can_have_is_refused(queue: Queue,
         await queue.jobs(types=["work", name])
 
 
+@pytest.mark.parametrize("limit", [-1, 1.5, "10", True, 1 << 40])
+async def test_a_page_of_a_size_that_makes_no_sense_is_refused(queue: Queue, limit: object) -> None:
+    for page in (queue.jobs, queue.dead_letters):
+        with pytest.raises(OptionInvalid, match="limit="):
+            await page(limit=limit)  # type: ignore[arg-type]
+        assert await page(limit=0) == []
+
+
 async def test_a_job_that_is_not_there(queue: Queue) -> None:
     job_id = uuid4()
     for use in (queue.receipt, queue.cancel, queue.retry):

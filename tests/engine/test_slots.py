@@ -14,6 +14,7 @@ import anyio.lowlevel
 import pytest
 
 from creche import (
+    ExponentialBackoff,
     JobCancelled,
     JobNotFound,
     OptionInvalid,
@@ -362,7 +363,7 @@ async def test_a_cancellation_that_a_handler_asked_for_itself_strikes_no_other(q
 async def test_a_cancellation_that_a_handler_left_behind_ends_no_worker(queue: Queue, after: float) -> None:
     ran = 0
 
-    @queue.task("work", max_attempts=5, backoff=lambda _: 0.0)
+    @queue.task("work", max_attempts=5, backoff=ExponentialBackoff(base=0))
     async def work() -> None:
         nonlocal ran
         ran += 1

@@ -12,7 +12,8 @@ from psycopg import sql
 
 from creche._ids import new_job_id
 from creche._job import NewJob
-from creche.errors import SchemaOutdated, StatementRejected
+from creche.errors import ConfigurationError, SchemaOutdated, StatementRejected
+from creche.storage import _postgresql_schema
 from creche.storage._sql import Migration, load
 from creche.storage.postgresql import PostgreSQLStorage
 from databases import in_schema
@@ -128,3 +129,14 @@ async def test_a_later_schema_in_search_path_will_do(postgresql_database: str, p
         await storage.insert([NewJob(id=new_job_id(), type="t", payload=b"{}")])
         with anyio.fail_after(5):
             assert await listener.wait() == {"default"}
+
+
+async def test_a_server_that_is_too_old_is_refused(postgresql_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_postgresql_schema, "OLDEST", 99_00_00)
+    storage = PostgreSQLStorage(postgresql_dsn)
+    with pytest.raises(ConfigurationError, match=r"PostgreSQL \d+ is too old: creche needs PostgreSQL 99"):
+        await storage.migrate()
+    with pytest.raises(ConfigurationError, match="too old"):
+        async with storage:
+            pytest.fail("opened on an old server")
+    assert tables(postgresql_dsn) == set()

@@ -17,6 +17,7 @@ from creche._ids import new_job_id
 from creche._job import Event, Finding, NewJob, Settlement, Severity
 from creche.storage import _postgresql_doctor as doctor
 from creche.storage import _postgresql_findings as findings
+from creche.storage import _postgresql_schema
 from creche.storage._sql import load
 from creche.storage.postgresql import PostgreSQLStorage
 from creche.testing.servers import PgBouncer, PostgreSQLServer, private_pgbouncer, private_postgresql
@@ -112,7 +113,7 @@ async def test_a_dsn_that_can_t_be_read_is_a_finding() -> None:
 
 
 async def test_a_server_that_is_too_old_is_named(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(findings, "OLDEST", 99_00_00)
+    monkeypatch.setattr(_postgresql_schema, "OLDEST", 99_00_00)
     found = await check(database)
     assert ill(found) == {"reach": PROBLEM}
     assert "99" in found["reach"].advice

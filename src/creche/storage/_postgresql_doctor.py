@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from anyio import move_on_after
 
-from creche._job import Finding
+from creche._job import Finding, Severity
 from creche.errors import ConfigurationError, ListenerDeaf, StorageError, StorageUnavailable
 from creche.storage import _postgresql_findings as findings
 from creche.storage._pool import Pool
@@ -57,12 +57,14 @@ class Doctor:
         self._pool: Pool[Link] = Pool(driver, size=2, timeout=LOOK)
 
     async def examine(self, *, concurrency: int | None) -> Sequence[Finding]:
-        """Return what there is to say; of a database that can't be reached, that alone."""
+        """Return what there is to say; of a database that can't be reached, or is too old, that alone."""
         try:
             reached = await self._reach()
         except (StorageError, ConfigurationError) as error:
             advice = "is the server up, is the DSN right, and may this user connect from here?"
             return [findings.problem("reach", str(error), advice)]
+        if reached.severity is Severity.PROBLEM:  # too old for what is looked at next
+            return [reached]
         try:
             return [reached, await self._guarded("schema", self._schema), *await self._looks(concurrency)]
         finally:

@@ -9,10 +9,9 @@ from typing import Final
 
 from creche._job import Finding, Severity
 from creche.storage._postgresql_calls import Row
-from creche.storage._postgresql_schema import Found
+from creche.storage._postgresql_schema import Found, too_old
 from creche.storage._sql import Dialect
 
-OLDEST: Final = 12_00_00  # as the server counts: older ones lack what the statements need
 SKEW: Final = 1.0  # seconds
 OLD: Final = 300.0  # seconds that a transaction has been open: no statement of ours takes one
 
@@ -47,8 +46,8 @@ def problem(check: str, message: str, advice: str) -> Finding:
 def reach(name: str, product: str, version: int) -> Finding:
     """Judge the server's version, as it counts them: 150004 is 15.4."""
     message = f"{name}: {product.partition(' on ')[0]}"
-    if version < OLDEST:
-        return problem("reach", f"{message} is too old", f"creche needs PostgreSQL {OLDEST // 10_000} or newer")
+    if needed := too_old(version):
+        return problem("reach", f"{message} is too old", needed)
     return ok("reach", message)
 
 

@@ -11,10 +11,17 @@ from typing import Final
 
 from attrs import frozen
 
-from creche.errors import SchemaOutdated
+from creche.errors import ConfigurationError, SchemaOutdated
 from creche.storage._postgresql_calls import Link, rows
 from creche.storage._psycopg import PsycopgDriver, translated
 from creche.storage._sql import Dialect, Migration
+
+OLDEST: Final = 12_00_00  # as the server counts, 150004 is 15.4: older ones lack what the statements need
+
+
+def too_old(version: int) -> str | None:
+    """Say what a server is too old for, if it is."""
+    return f"creche needs PostgreSQL {OLDEST // 10_000} or newer" if version < OLDEST else None
 
 
 @frozen
@@ -46,6 +53,7 @@ class Schema:
 
         Raises:
             SchemaOutdated: they are older than this version of creche, or not there.
+            ConfigurationError: the server is too old.
             StorageUnavailable: the database can't be reached.
         """
         found = await self.find()
@@ -88,6 +96,9 @@ class Schema:
         with translated():
             connection = await self._driver.connect()
             try:
+                version = connection.info.server_version
+                if needed := too_old(version):
+                    raise ConfigurationError(f"PostgreSQL {version // 10_000} is too old: {needed}")
                 yield connection
             finally:
                 await connection.close()
