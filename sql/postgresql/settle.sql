@@ -2,7 +2,8 @@
 -- lease. What follows from which event is decided in creche._lifecycle; only what the row itself knows is decided
 -- here: whether a cancellation was asked for, and by the database's clock whether the job is due already.
 -- Nearly no job has callbacks, and to plan follow_up.sql takes as long as this statement. So it is sent alone first, and
--- ends nothing if a job of the batch has some; then it is sent again, `followed` by that one in the same transaction.
+-- ends nothing if a job of the batch has some (or all but one that gets its first while this waits for it); then it is
+-- sent again, `followed` by that one in the same transaction.
 -- statement_timestamp(): within a handler's transaction, now() may be long ago. ANY (ARRAY ...): see extend.sql.
 WITH ended AS MATERIALIZED (
     SELECT n.*, clock.now,

@@ -73,7 +73,8 @@ class Worker:
             while its notifications are heard, upkeep looks every ten, and nobody else.
         retention: how long finished jobs are kept, of queues that have no retention of their own
             (`queue.set_retention`). With `completed=0` a job's row goes when it succeeds, which costs the database
-            least; then wait for the results of tasks that have a `result_ttl`: the others leave none.
+            least; then wait for the results of tasks that have a `result_ttl`: the others leave none. And a dispatch
+            whose answer is lost is then sent again and run twice, if its job has succeeded meanwhile.
         hooks: callables, or `creche.events.Hooks` with a method for each event that they want.
         handler: one `async def handle(job: Job)` for all jobs, instead of the queue's tasks.
         name: what `locked_by` says, at most 50 bytes; host, pid and a random part are added, for a name may come back.

@@ -15,7 +15,8 @@ Rules that hold for every operation of a `Storage`:
 - **Fenced.** A write about a running job compares the whole lease (id, token, nonce) with the row's and changes
   nothing if they differ.
 - **Repeatable.** Each operation may be sent again when its answer was lost, with no second effect (a repeated
-  `reserve` takes other jobs; those of the lost answer come back when their lease runs out).
+  `reserve` takes other jobs; those of the lost answer come back when their lease runs out; a repeated `insert` knows
+  its jobs by their rows, while those are there).
 - **Errors.** A driver's exceptions stop at the adapter: `StorageUnavailable` (reach it later; what was sent may or
   may not have taken effect), `StatementRejected` (never send it again). Conflicts that the database resolves by
   rolling one side back are retried inside the adapter, bounded, with jitter.
@@ -283,8 +284,8 @@ class Storage(Protocol):
     ) -> Settled:
         """End attempts, each in one transaction with all that follows from it; each lease at most once in a batch.
 
-        A batch may be ended in two transactions, jobs that have callbacks in the second: what is cut off in between is
-        held still, and sent again.
+        A batch may be ended in several transactions, jobs that have callbacks in the last: what is cut off in between
+        is held still, and sent again.
 
         The states that follow are `creche._lifecycle.TRANSITIONS`. RELEASE and SNOOZE restore the attempt; a
         released job stands in its queue where it stood. RETRY, FAIL and DISCARD keep the error (of a job, the
@@ -298,8 +299,9 @@ class Storage(Protocol):
         ready again may end in another way. Whoever watches the job is woken, and so are the listeners of their queues.
 
         With a `retention` whose `completed` is 0, jobs that succeed are deleted, instead of being written for the next
-        `maintain` to delete: of those that have no `result_ttl` and no callbacks, that nobody watches, and whose queue
-        has no retention of its own by which it is kept. Sent again, their leases are `lost`, and among the `gone`.
+        `maintain` to delete: of those that have no `result_ttl` and no callbacks, that nobody watches (as far as this
+        storage can see: SQLite knows who watches in its own process), and whose queue has no retention of its own by
+        which it is kept. Sent again, their leases are `lost`, and among the `gone`.
 
         What is decided is written. That attempts are limited is the business of who decides,
         `creche._lifecycle.decide`, which says FAIL at the end of the last one: a RETRY is let through there too, and

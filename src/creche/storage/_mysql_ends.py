@@ -68,8 +68,8 @@ async def end_attempts(
     retention: Retention | None,
     now: Expression,
 ) -> None:
-    """Write settlements; see `Storage.settle`. First without what follows, which most jobs have none of; those that
-    have take a round trip more, and a transaction of their own.
+    """Write settlements; see `Storage.settle`: what is deleted, what is alike, and the rest, each in a transaction and
+    a round trip of its own. First without what follows, which most jobs have none of; those that have take another one.
 
     Args:
         connection: where, in no transaction.

@@ -19,7 +19,6 @@ from creche._job import (
     AttemptError,
     DeadLetter,
     End,
-    Event,
     Failure,
     FollowUp,
     JobRecord,
@@ -28,7 +27,7 @@ from creche._job import (
     Settlement,
     Status,
 )
-from creche._lifecycle import BURIES, GIVES_BACK, GOES_ON, TRANSITIONS
+from creche._lifecycle import GIVES_BACK, GOES_ON, TRANSITIONS
 
 SUMMARY_LIMIT: Final = 500
 
@@ -179,14 +178,12 @@ class SettlementColumns:
         error: a JSON object, see `failure_json`; `last_error` is its summary.
     """
 
-    event: Event
     status: Status
     due: bool
     delay: float
     available_at: datetime | None
     gives_back: bool
     goes_on: bool
-    buries: bool
     result: str | None
     error: str | None
     last_error: str | None
@@ -197,14 +194,12 @@ def settlement_columns(settlement: Settlement) -> SettlementColumns:
     event, error = settlement.event, settlement.error
     status = TRANSITIONS[Status.PROCESSING, event]
     return SettlementColumns(
-        event=event,
         status=status,
         due=status is Status.SCHEDULED,
         delay=settlement.delay,
         available_at=settlement.available_at,
         gives_back=event in GIVES_BACK,
         goes_on=event in GOES_ON,
-        buries=event in BURIES,
         result=None if settlement.result is None else settlement.result.decode(),
         error=None if error is None else failure_json(error),
         last_error=None if error is None else summary(error),

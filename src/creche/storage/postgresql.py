@@ -1,7 +1,8 @@
 """Jobs in PostgreSQL: turns the contract into statements and rows.
 
-It opens no socket, waits for no clock and keeps nothing between calls but whether there was a backlog;
-`_postgresql_calls.py` reaches the server, and the statements, each with its reasons, stand in `sql/postgresql/`.
+It opens no socket, waits for no clock and keeps nothing between calls but whether there was a backlog, and how long a
+reserve takes; `_postgresql_calls.py` reaches the server, and the statements, each with its reasons, stand in
+`sql/postgresql/`.
 """
 
 from __future__ import annotations
