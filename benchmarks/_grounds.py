@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
+import click
+
 from creche.testing.servers import ForeignServer, PrivateServer, ServerNotFound, private_mariadb, private_postgresql
 from creche.testing.servers._mysql import ForeignMySQL
 from creche.testing.servers._postgresql import ForeignPostgreSQL
@@ -126,8 +128,10 @@ def _given(dsn: str) -> Ground:
             return ServerGround(urlsplit(dsn).scheme, ForeignMySQL(dsn))
         case "sqlite":
             return FileGround(Path(dsn.removeprefix("sqlite:///")).absolute().parent)
-        case _:
+        case "memory":
             return MemoryGround()
+        case other:
+            raise click.UsageError(f"{other!r} in the DSN is no engine that is known here")
 
 
 def _private(engine: str, stack: ExitStack) -> Ground:
@@ -139,5 +143,7 @@ def _private(engine: str, stack: ExitStack) -> Ground:
             return ServerGround(engine, stack.enter_context(private_mariadb(durable=True, settings=MARIADB)))
         case "sqlite":
             return FileGround()
-        case _:
+        case "memory":
             return MemoryGround()
+        case other:
+            raise click.UsageError(f"{other!r} is none of {', '.join(ENGINES)}")

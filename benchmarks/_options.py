@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from creche.bench import Report, compared, read, table, write
+from creche.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,8 +23,19 @@ def common(engines: Sequence[str], *, rounds: int) -> Callable[[F], F]:
         click.option("--dsn", "dsns", multiple=True, help="A server on which databases may be made; may be repeated."),
         click.option("--engine", "engines", multiple=True, default=engines, show_default=True, help="Private servers."),
         click.option("--rounds", default=rounds, show_default=True, help="Each visits everything once."),
-        click.option("--json", "output", type=click.Path(path_type=Path), help="Write the figures to this file."),
-        click.option("--compare", type=click.Path(path_type=Path, exists=True), help="An older such file."),
+        click.option(
+            "--json",
+            "output",
+            type=click.Path(path_type=Path, dir_okay=False, writable=True),
+            callback=_in_a_folder,
+            help="Write the figures to this file.",
+        ),
+        click.option(
+            "--compare",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            callback=_readable,
+            help="An older such file.",
+        ),
     ]
 
     def add(command: F) -> F:
@@ -32,6 +44,23 @@ def common(engines: Sequence[str], *, rounds: int) -> Callable[[F], F]:
         return command
 
     return add
+
+
+def _in_a_folder(_context: click.Context, _option: click.Parameter, output: Path | None) -> Path | None:
+    """Refuse a file that can't be written, before anything is measured."""
+    if output is not None and not output.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {output.absolute().parent}")
+    return output
+
+
+def _readable(_context: click.Context, _option: click.Parameter, compare: Path | None) -> Path | None:
+    """Refuse a file that is none of ours, before anything is measured."""
+    if compare is not None:
+        try:
+            read(compare)
+        except UsageError as error:
+            raise click.BadParameter(str(error)) from error
+    return compare
 
 
 def chosen(names: Collection[str], words: Collection[str]) -> Collection[str]:

@@ -79,8 +79,8 @@ async def pairs(
                 if case != "pending":
                     more = partial(_rows.write, full, order.jobs, first=EARLIER + number * order.jobs)
                     await to_thread.run_sync(more)
-                    if case != "churn":
-                        await watch.tidy()
+                if case != "churn":  # whose old snapshot lets nothing be tidied
+                    await watch.tidy()
                 figures = (await drained(order.to("drain", dsn=full), watch)).figures()
                 rate, empty_rate = figures["jobs/s"], base["jobs/s"]
                 share = rate / empty_rate if rate and empty_rate else None

@@ -88,6 +88,8 @@ def main() -> None:
     parser.add_argument("--dsn", action="append", required=True, help="a database made for this, on an idle server")
     parser.add_argument("--cancels", type=int, default=200)
     options = parser.parse_args()
+    if options.cancels < 2:
+        parser.error("of less than two cancels there are no percentiles")
     table = Table("storage", "worker's loop", "p50 ms", "p99 ms", "max ms", "over a renewal")
     for dsn in options.dsn:
         for backend in ("asyncio", "trio"):

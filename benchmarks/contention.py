@@ -134,8 +134,8 @@ async def prepare(dsn: str, queue: str, load: Load) -> None:
     storage = open_storage(dsn)
     await storage.migrate()
     async with storage:
-        for _ in range(0, load.backlog, 1_000):
-            await storage.insert([new_job(queue) for _ in range(min(1_000, load.backlog))])
+        for done in range(0, load.backlog, 1_000):
+            await storage.insert([new_job(queue) for _ in range(min(1_000, load.backlog - done))])
 
 
 def _reserve(*arguments: Any) -> Reserved:
@@ -154,14 +154,14 @@ def contend(dsns: Sequence[str], load: Load) -> Outcome:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(load.reservers + load.dispatchers, mp_context=context) as processes:
         start = monotonic() + 1.5
-        share = load.dispatched // load.dispatchers
         turns = cycle(dsns)
-        dispatching = [processes.submit(_dispatch, next(turns), queue, share, start) for _ in range(load.dispatchers)]
+        shares = [len(range(number, load.dispatched, load.dispatchers)) for number in range(load.dispatchers)]
+        dispatching = [processes.submit(_dispatch, next(turns), queue, share, start) for share in shares]
         reserving = [processes.submit(_reserve, next(turns), queue, load, start) for _ in range(load.reservers)]
         conflicts = sum(future.result() for future in dispatching)
         seen = [future.result() for future in reserving]
     times = Counter(job for each in seen for job in each.jobs)
-    jobs = load.backlog + share * load.dispatchers
+    jobs = load.backlog + load.dispatched
     return Outcome(
         jobs=jobs,
         twice=sum(n > 1 for n in times.values()),

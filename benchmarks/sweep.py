@@ -33,4 +33,6 @@ def sweep(engine: str, dsns: Sequence[str], words: Sequence[str]) -> None:
             with place.database() as dsn:
                 anyio.run(Queue(dsn).migrate)
                 say(place.name)
-                cli.main(["bench", "sweep", "--yes", "--dsn", dsn, *words], prog_name="creche", standalone_mode=False)
+                arguments = ["bench", "sweep", "--yes", "--dsn", dsn, *words]
+                if code := cli.main(arguments, prog_name="creche", standalone_mode=False):
+                    raise SystemExit(code)

@@ -158,6 +158,9 @@ def throughput(  # noqa: PLR0917 - click gives them by name
         every = [*scenes(loops, full=full)]
         meant = chosen({scene.words for scene in every}, [only] if only else [])
         visits = [(scene, place) for scene in every for place in places if scene.words in meant]
+        for share in {scene.share for scene, _ in visits}:
+            with limited(share):  # or it is known now, and not after half of a round
+                pass
         for number in range(rounds + 1):
             calls = number == rounds  # the last round counts Python's calls, which takes longer
             say(f"round {number + 1} of {rounds}" if not calls else "counting calls")

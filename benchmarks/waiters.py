@@ -156,6 +156,8 @@ def main() -> None:
     )
     parser.add_argument("--idle", type=float, default=20.0, help="seconds in which the waiting is watched")
     options = parser.parse_args()
+    if options.waiters < 2:
+        parser.error("of less than two who wait there are no percentiles")
     table = Table("storage", "loop", "jobs", "looks/s idle", "transactions/s idle", "p50 ms", "p99 ms", "max ms")
     for dsn in options.dsn:
         for backend in ("asyncio", "trio"):

@@ -172,6 +172,10 @@ async def paced(tally, dispatch_numbered):
     tally.dispatched(order.jobs)
 
 
+async def nothing():
+    """Be ready without waiting for anybody."""
+
+
 async def until_over(tally):
     """Return when a drain is over."""
     while not tally.over:

@@ -5,7 +5,7 @@
 import json
 from dataclasses import dataclass
 
-from _protocol import chunks, paced, serve, singles, until_over
+from _protocol import chunks, nothing, paced, serve, singles, until_over
 from awa import AsyncClient
 
 PACKAGES = ("awa-pg",)
@@ -44,7 +44,7 @@ async def dispatch(order, tally):
     tally.answer(f"max_connections={max(order.callers, 2)}", *PACKAGES)
 
 
-async def worker(order, tally, until):
+async def worker(order, tally, until, ready=nothing):
     client = await opened(order, min(order.concurrency + 5, 20))
 
     @client.task(Noop, queue="bench")
@@ -55,6 +55,7 @@ async def worker(order, tally, until):
     async def noted(job):
         tally.noted(job.args.number)
 
+    await ready()
     await client.start([("bench", order.concurrency)])
     await until()
     await client.shutdown()
@@ -62,8 +63,7 @@ async def worker(order, tally, until):
 
 
 async def drain(order, tally):
-    await tally.gone()
-    await worker(order, tally, lambda: until_over(tally))
+    await worker(order, tally, lambda: until_over(tally), ready=tally.gone)
 
 
 async def work(order, tally):

@@ -5,7 +5,7 @@
 import logging
 
 from _chancy_jobs import HERE, noop, noted
-from _protocol import chunks, paced, serve, singles, until_over
+from _protocol import chunks, nothing, paced, serve, singles, until_over
 from chancy import Chancy, Queue, Worker
 
 PACKAGES = ("chancy", "psycopg")
@@ -55,19 +55,17 @@ async def dispatch(order, tally):
         tally.answer(f"a pool with {max(order.callers, 2)} connections", *PACKAGES)
 
 
-async def worker(order, tally, until):
+async def worker(order, tally, until, ready=nothing):
     async with make_app(order, tally, 10) as chancy:
         await install(order, chancy)
+        await ready()
         async with Worker(chancy, register_signal_handlers=False):
             await until()
     tally.answer(f"concurrency={order.concurrency}, AsyncExecutor, polling_interval=1, eager_polling=True", *PACKAGES)
 
 
 async def drain(order, tally):
-    async with make_app(order, tally, 2) as chancy:
-        await install(order, chancy)
-    await tally.gone()
-    await worker(order, tally, lambda: until_over(tally))
+    await worker(order, tally, lambda: until_over(tally), ready=tally.gone)
 
 
 async def work(order, tally):

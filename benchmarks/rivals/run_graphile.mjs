@@ -56,7 +56,8 @@ const note = () => {
   ended = now();
 };
 
-const settings = "localQueue.size=500, completeJobBatchDelay=0, failJobBatchDelay=0";
+const connections = Math.max(10, Math.min(order.concurrency + 1, 25)); // its performance page has 25 for 24 jobs at once
+const settings = `localQueue.size=500, completeJobBatchDelay=0, failJobBatchDelay=0, maxPoolSize=${connections}`;
 const start = (pgPool) =>
   run({
     pgPool,
@@ -107,7 +108,7 @@ const roles = {
     answer(`a pool with ${order.callers} connections`);
   },
   async drain() {
-    const pool = new Pool({ connectionString: order.dsn, max: 10 });
+    const pool = new Pool({ connectionString: order.dsn, max: connections });
     await runMigrations({ pgPool: pool, logger: quiet });
     await go();
     const runner = await start(pool);
@@ -116,7 +117,7 @@ const roles = {
     answer(settings);
   },
   async work() {
-    const pool = new Pool({ connectionString: order.dsn, max: 10 });
+    const pool = new Pool({ connectionString: order.dsn, max: connections });
     await runMigrations({ pgPool: pool, logger: quiet });
     const runner = await start(pool);
     await go();

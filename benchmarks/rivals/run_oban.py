@@ -2,7 +2,7 @@
 
 # pyright: basic, reportMissingImports=false
 
-from _protocol import chunks, paced, serve, singles, until_over
+from _protocol import chunks, nothing, paced, serve, singles, until_over
 from oban import Oban, worker
 from oban.schema import install as install_schema
 from psycopg_pool import AsyncConnectionPool
@@ -51,17 +51,17 @@ async def dispatch(order, tally):
     tally.answer(f"a pool with {order.callers} connections", *PACKAGES)
 
 
-async def run_worker(order, tally, until):
+async def run_worker(order, tally, until, ready=nothing):
     size = min(order.concurrency + 5, 20)
     pool = await opened(order, tally, size)
+    await ready()
     async with Oban(pool=pool, queues={"bench": order.concurrency}):
         await until()
     tally.answer(f"queues={{bench: {order.concurrency}}}, a pool of c + 5, at most 20", *PACKAGES)
 
 
 async def drain(order, tally):
-    await tally.gone()
-    await run_worker(order, tally, lambda: until_over(tally))
+    await run_worker(order, tally, lambda: until_over(tally), ready=tally.gone)
 
 
 async def work(order, tally):

@@ -1,11 +1,13 @@
-"""pgqueuer, as its documentation has it for throughput: asyncpg, and as many jobs at once as batches allow."""
+"""pgqueuer, as its documentation has it for throughput: asyncpg, its own autovacuum settings, and as many jobs at once
+as batches allow. Its batches are never smaller than its default, for it knows no concurrency besides.
+"""
 
 # pyright: basic, reportMissingImports=false
 
 import asyncio
 
 import asyncpg
-from _protocol import chunks, paced, serve, singles, until_over
+from _protocol import chunks, nothing, paced, serve, singles, until_over
 from pgqueuer import PgQueuer
 from pgqueuer.db import AsyncpgDriver, AsyncpgPoolDriver
 from pgqueuer.queries import Queries
@@ -13,10 +15,14 @@ from pgqueuer.queries import Queries
 PACKAGES = ("pgqueuer", "asyncpg", "uvloop")
 
 
+BATCH = 10  # its default
+
+
 async def install(queries):
     """Make the schema, if it is not there; its durability is the default, everything logged."""
     if not await queries.schema_is_installed():
         await queries.install()
+        await queries.optimize_autovacuum()
 
 
 async def fill(order, tally):
@@ -42,9 +48,10 @@ async def dispatch(order, tally):
     tally.answer("one connection" if order.callers == 1 else "a pool with a connection for each caller", *PACKAGES)
 
 
-async def worker(order, tally, until):
+async def worker(order, tally, until, ready=nothing):
     """Run a worker until `until()` returns."""
     pgq = PgQueuer(AsyncpgDriver(await asyncpg.connect(order.dsn)))
+    batch = max(BATCH, order.concurrency)
 
     @pgq.entrypoint("noop")
     async def noop(job):
@@ -58,16 +65,16 @@ async def worker(order, tally, until):
         await until()
         pgq.shutdown.set()
 
+    await ready()
     watch = asyncio.create_task(stop())
     # The least that it takes is twice the batch.
-    await pgq.run(batch_size=order.concurrency, max_concurrent_tasks=2 * order.concurrency)
+    await pgq.run(batch_size=batch, max_concurrent_tasks=2 * batch)
     await watch
-    tally.answer(f"batch_size={order.concurrency}, max_concurrent_tasks={2 * order.concurrency}", *PACKAGES)
+    tally.answer(f"batch_size={batch}, max_concurrent_tasks={2 * batch}, pgq autovac", *PACKAGES)
 
 
 async def drain(order, tally):
-    await tally.gone()
-    await worker(order, tally, lambda: until_over(tally))
+    await worker(order, tally, lambda: until_over(tally), ready=tally.gone)
 
 
 async def work(order, tally):

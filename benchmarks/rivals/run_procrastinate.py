@@ -8,7 +8,7 @@ Deleting successful jobs is what it recommends against a table that grows; `keep
 import asyncio
 
 import procrastinate
-from _protocol import chunks, paced, serve, singles, until_over
+from _protocol import chunks, nothing, paced, serve, singles, until_over
 
 PACKAGES = ("procrastinate", "psycopg")
 
@@ -53,10 +53,11 @@ async def dispatch(order, tally):
         tally.answer(f"a pool with {order.callers} connections", *PACKAGES)
 
 
-async def worker(order, tally, until):
+async def worker(order, tally, until, ready=nothing):
     app, _, _ = make_app(order, tally, min(order.concurrency + 2, 20))
     async with app.open_async():
         await install(app)
+        await ready()
         running = asyncio.create_task(
             app.run_worker_async(
                 concurrency=order.concurrency,
@@ -72,8 +73,7 @@ async def worker(order, tally, until):
 
 
 async def drain(order, tally):
-    await tally.gone()
-    await worker(order, tally, lambda: until_over(tally))
+    await worker(order, tally, lambda: until_over(tally), ready=tally.gone)
 
 
 async def work(order, tally):

@@ -5,7 +5,7 @@
 import asyncio
 import logging
 
-from _protocol import chunks, paced, serve, singles, until_over
+from _protocol import chunks, nothing, paced, serve, singles, until_over
 from psycopg_pool import AsyncConnectionPool
 from saq import Job, Worker
 from saq.queue.postgres import PostgresQueue
@@ -45,7 +45,7 @@ async def dispatch(order, tally):
     tally.answer(f"a pool with {order.callers} connections", *PACKAGES)
 
 
-async def worker(order, tally, until):
+async def worker(order, tally, until, ready=nothing):
     size = min(order.concurrency + 2, 20)
     queue = await opened(order, size)
 
@@ -57,6 +57,7 @@ async def worker(order, tally, until):
 
     running = Worker(queue, functions=[("noop", noop), ("noted", noted)], concurrency=order.concurrency)
     running.SIGNALS = []
+    await ready()
     task = asyncio.create_task(running.start())
     await until()
     await running.stop()
@@ -65,8 +66,7 @@ async def worker(order, tally, until):
 
 
 async def drain(order, tally):
-    await tally.gone()
-    await worker(order, tally, lambda: until_over(tally))
+    await worker(order, tally, lambda: until_over(tally), ready=tally.gone)
 
 
 async def work(order, tally):

@@ -121,6 +121,16 @@ async def test_an_idle_worker_is_watched_without_jobs(dsn: str) -> None:
     assert set(found.figures()) == {"statements/s", "transactions/s", "worker ms/s", "server ms/s"}
 
 
+async def test_of_an_idle_worker_its_polls_are_counted_and_not_its_end(tmp_path: Path) -> None:
+    dsn = f"sqlite:///{tmp_path / 'jobs.db'}"
+    await Queue(dsn).migrate()
+    polling = Order(role="work", dsn=dsn, options={"poll_interval": 0.05})
+    async with meter(dsn) as watch:
+        found = await idle(polling, watch, seconds=1.0)
+    assert found.statements is not None
+    assert 10 < found.statements < 200
+
+
 async def test_memory_is_sampled_in_producer_and_worker(tmp_path: Path) -> None:
     order = Order(role="fill", dsn=f"sqlite:///{tmp_path / 'jobs.db'}", jobs=JOBS, chunk=JOBS // 3)
     producer, worker = await memory(order)

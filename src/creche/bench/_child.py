@@ -30,7 +30,7 @@ from attrs import evolve
 from creche import Call, Queue, Retention, Task, Worker
 from creche._job import Upkeep
 from creche.bench._facts import versions
-from creche.bench._orders import Answer, Order
+from creche.bench._orders import QUIET, Answer, Order
 from creche.bench._processes import resident
 from creche.storage import open_storage
 
@@ -61,6 +61,12 @@ class Statements:
 
     def __init__(self) -> None:
         self.count = 0
+        self.since = monotonic()
+
+    async def restart(self, after: float) -> None:
+        """Count anew, `after` so many seconds: of a worker that has found nothing, what it costs to be idle."""
+        await anyio.sleep(after)
+        self.count, self.since = 0, monotonic()
 
     def begin(self) -> None:
         """Count on every connection that is opened from now on."""
@@ -305,6 +311,9 @@ async def _serve(order: Order, run: TaskGroup) -> None:
     queue = _opened(order)
     if not order.guest and (order.role in {"fill", "dispatch"} or order.here):
         await queue.migrate()
+    working = order.role == "work"  # until it is told to end: that is counted, and not what comes after
+    if working:
+        run.start_soon(statements.restart, QUIET)
     computed, sent = 0.0, 0
 
     async def go() -> None:
@@ -320,10 +329,11 @@ async def _serve(order: Order, run: TaskGroup) -> None:
     sys.setprofile(None)
     answer = evolve(
         answer,
+        began=statements.since if working and counted else answer.began,
         closed=monotonic(),
         cpu=process_time() - computed,
         calls=answer.calls if order.count_calls else None,
-        statements=statements.count - sent if counted else None,
+        statements=(sent if working else statements.count - sent) if counted else None,
         versions=versions(),
     )
     _say(answer.encode())

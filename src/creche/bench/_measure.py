@@ -16,13 +16,12 @@ from attrs import field, frozen
 from creche.bench._children import OURS, Child, child
 from creche.bench._figures import quantile
 from creche.bench._meters import Meter, Reading
-from creche.bench._orders import LULL, Answer, Order
+from creche.bench._orders import LULL, QUIET, Answer, Order
 from creche.bench._processes import computed
 from creche.errors import CrecheError
 
 PATIENCE: Final = 600.0  # seconds from "go" to the last answer of a run
 END: Final = 60.0  # seconds in which a worker that was told to end has ended
-QUIET: Final = 3.0  # seconds after which a worker that found nothing is idle
 
 
 class JobsMissing(CrecheError):
@@ -259,7 +258,7 @@ async def idle(order: Order, watch: Meter, by: Contestant = CRECHE, *, seconds: 
         answer = await worker.answer(END)
     server = last.since(first, own=watch.own)
     statements = server.statements
-    if answer.statements is not None:  # counted by the process, from its first moment on
+    if answer.statements is not None:  # counted by the process, while it was idle
         statements = answer.statements * seconds / (answer.ended - answer.began)
     return Idleness(
         statements=None if statements is None else statements / seconds,

@@ -16,6 +16,7 @@ Role = Literal["fill", "dispatch", "drain", "work", "pace"]
 QUEUE: Final = "bench"
 CHUNK: Final = 10_000  # jobs per statement of a bulk dispatch
 STALLED: Final = 20.0  # seconds without a job after which a worker that knows of more is given up
+QUIET: Final = 3.0  # seconds after which a worker that found nothing is idle
 LULL: Final = 1.0  # seconds without a job after which a worker takes its queue for drained, where others work too
 
 
@@ -89,7 +90,7 @@ class Answer:
 
     Attributes:
         count: jobs that it dispatched, or ran.
-        began: when it was told to go; of a worker, when its first handler began.
+        began: when it was told to go; of a worker, when its first handler began, or since when it was idle.
         ended: when the last dispatch was answered, or the last handler ended.
         closed: when everything was written and the worker had ended.
         cpu: seconds that the process computed between "go" and `closed`, in all its threads.
