@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sabotage.planting import Defect, Edit
+from sabotage.planting import BY_ITS_OWN_WORD, Defect, Edit
 
 RESERVER: Final = "src/creche/_reserver.py"
 RENEWER: Final = "src/creche/_renewer.py"
@@ -16,6 +16,7 @@ WAKES_TESTS: Final = "tests/engine/test_wakes.py::"
 VIRTUAL: Final = "tests/engine/test_worker_in_virtual_time.py::"
 HOSTILE: Final = "tests/engine/test_hostile_handlers.py::"
 SLOTS: Final = "tests/engine/test_slots.py::"
+TRANSACTIONS: Final = "tests/engine/test_transactions.py::"
 STANDING: Final = "tests/engine/test_standing.py::"
 
 DEADLINES: Final = [
@@ -106,6 +107,12 @@ RENEWALS: Final = [
         edits=[Edit("src/creche/_watchdog.py", "each.secure(until)", "pass")],
         tests=["tests/engine/test_watchdog.py::test_a_handler_that_blocks_the_loop_for_three_leases_runs_once"],
     ),
+    Defect(
+        name="watchdog-waits-for-a-settle",
+        breaks="a settle that a blocked event loop can't end keeps all of its leases from being renewed",
+        edits=[Edit("src/creche/_watchdog.py", "if not (each.settling or each.ended)]", "if not each.settling]")],
+        tests=["tests/engine/test_watchdog.py::test_a_job_that_its_settle_has_locked_keeps_nobody_from_being_renewed"],
+    ),
 ]
 
 ENDS: Final = [
@@ -121,6 +128,14 @@ ENDS: Final = [
         ],
         tests=[VIRTUAL + "test_an_acknowledgement_that_fails_is_retried_while_the_lease_holds"],
         shows={"JobFailed"},
+    ),
+    Defect(
+        name="pruned-commit-is-taken-for-lost",
+        breaks="a handler whose transaction was committed is told that it was rolled back, for its row is gone since",
+        edits=[Edit("src/creche/_attempt.py", "if self.lease in settled.gone and not", "if not self.lease and not")],
+        tests=[
+            TRANSACTIONS + "test_a_commit_whose_answer_is_lost_and_whose_job_is_pruned_since_is_found_out_too",
+        ],
     ),
     Defect(
         name="settler-ends-with-the-jobs",
@@ -181,6 +196,12 @@ WAKES: Final = [
         breaks="a wake that is lost leaves a job lying for as long as nobody else dispatches",
         edits=[Edit(WAKE, "self._looked_after else self._poll_interval\n", "self._looked_after else math.inf\n")],
         tests=[WAKES_TESTS + "test_a_wake_that_is_lost_costs_no_more_than_a_poll"],
+    ),
+    Defect(
+        name="upkeep-that-fails-is-trusted",
+        breaks="a worker that leaves its polls to upkeep finds nothing while that fails",
+        edits=[Edit("src/creche/_maintenance.py", "                self._doorbell.left_alone()\n", "")],
+        tests=[WAKES_TESTS + "test_who_relies_on_upkeep_looks_for_itself_while_that_fails"],
     ),
     Defect(
         name="reconnected-listener-looks-not",
@@ -251,14 +272,50 @@ WAKES: Final = [
     Defect(
         name="slot-hands-on-its-context",
         breaks="a job finds the context variables that the one before it has set",
-        edits=[Edit("src/creche/_slots.py", "                retired = not _same(clean)\n", "")],
+        edits=[Edit("src/creche/_slots.py", "cancelling() != asked or not _same(clean)", "cancelling() != asked")],
         tests=[SLOTS + "test_no_job_finds_the_context_variables_of_another"],
     ),
     Defect(
         name="slot-hands-on-a-cancellation",
         breaks="a handler that cancels its own task on asyncio fails the next job",
-        edits=[Edit("src/creche/_slots.py", "if me.has_pending_cancellation():", "if not me:")],
+        edits=[
+            Edit("src/creche/_slots.py", "if me.has_pending_cancellation():", "if not me:"),
+            Edit("src/creche/_slots.py", "retired = cancelling() != asked or ", "retired = "),
+        ],
         tests=[SLOTS + "test_a_cancellation_that_a_handler_asked_for_itself_strikes_no_other"],
+    ),
+    Defect(
+        name="slot-is-told-of-former-cancellations",
+        breaks="a job's task groups fail because one before it, on asyncio, has swallowed a cancellation",
+        edits=[Edit("src/creche/_slots.py", "retired = cancelling() != asked or ", "retired = ")],
+        tests=[SLOTS + "test_a_cancellation_that_was_swallowed_is_not_in_the_next_job_s_task"],
+    ),
+    Defect(
+        name="slot-heeds-a-timer",
+        breaks="a timer that a handler left behind, and that cancels its task on asyncio, ends the whole worker",
+        edits=[
+            Edit(
+                "src/creche/_slots.py",
+                "            if anyio.current_effective_deadline() == -math.inf:\n                raise\n",
+                "            raise\n",
+            )
+        ],
+        tests=[SLOTS + "test_a_cancellation_that_a_handler_left_behind_ends_no_worker"],
+    ),
+    Defect(
+        name="odd-handler-ends-the-worker",
+        breaks="a handler that cancels its own task while its job is being cancelled takes the worker along",
+        edits=[
+            Edit(
+                "src/creche/_attempt.py",
+                "            if anyio.current_effective_deadline() == -math.inf:\n                raise\n",
+                "            if scope.cancel_called:\n                raise\n",
+            )
+        ],
+        tests=[
+            SLOTS + "test_a_handler_that_cancels_its_own_task_while_it_is_cancelled_ends_as_cancelled_and_no_other_does"
+        ],
+        shows={"JobCancelled", *BY_ITS_OWN_WORD},
     ),
     Defect(
         name="deleted-is-taken-for-lost",
