@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from creche.bench._heat import drawn, panels, plot
+from creche.bench._heat import PlotFailed, drawn, panels, plot
 from creche.bench._settings import Cell, Choice, Setting, choose, grid, rounds
+from creche.cli._tables import new_table
 
 
 def cell(concurrency: int, *rates: float, prefetch: int = 0, processes: int = 1) -> Cell:
@@ -87,7 +88,7 @@ def text(cells: Sequence[Cell], choices: Sequence[Choice], environment: Mapping[
     console = Console(file=io.StringIO(), width=80, highlight=False, markup=False, _environ=environment or {})
     with console.capture() as captured:
         for panel in panels(cells, choices):
-            console.print(*drawn(panel, width=80))
+            console.print(*drawn(panel, new_table, width=80))
     return captured.get()
 
 
@@ -123,3 +124,9 @@ def test_the_same_panels_become_a_png(tmp_path: Path) -> None:
     cells, choices = sheet([1, 10], [0, 100], most=12_345)
     plot(tmp_path / "sweep.png", list(panels(cells, choices)), title="jobs/s")
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_a_png_that_can_not_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
+    cells, choices = sheet([1, 10], [0, 100], most=12_345)
+    with pytest.raises(PlotFailed, match="matplotlib can't draw: FileNotFoundError"):
+        plot(tmp_path / "no" / "sweep.png", list(panels(cells, choices)), title="jobs/s")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,14 +22,17 @@ from creche import Queue, Status
 from creche._ids import new_job_id, new_nonce
 from creche._job import Event, Failure, JobFilter, NewJob, Settlement
 from creche.abc import Storage
+from creche.bench import Answer, ChildFailed, Order, Reading, Work, _heat
+from creche.bench import _guest as guests
 from creche.bench._guest import PREFIX
+from creche.cli._bench._news import own_up
 from creche.storage import open_storage
 from processes import eventually, gone
 
 T = TypeVar("T")
 
 LONG_AGO = datetime.now(UTC) - timedelta(days=300)
-FEW = ["--jobs", "20", "--seconds", "10", "--yes"]
+FEW = ["--jobs", "100", "--seconds", "10", "--yes"]
 ONCE = [*FEW, "--rounds", "1"]
 SLOW = ["bench", "sweep", "-c", "4", "--prefetch", "0", "--processes", "1", "--handler-ms", "60000", "--yes"]
 
@@ -160,6 +165,24 @@ def test_a_signal_in_the_middle_leaves_nothing_either(dsn: str, number: signal.S
     assert everything(dsn) == before
 
 
+def test_a_second_signal_leaves_them_says_so_and_is_the_code_too(file: str) -> None:
+    with running(*SLOW) as process:
+        assert process.stderr is not None
+        assert eventually(lambda: ours(file, Status.PROCESSING) == 4, PATIENCE)
+        held = sqlite3.connect(file.removeprefix("sqlite:///"))
+        held.execute("BEGIN IMMEDIATE")  # nothing can be given back, or deleted
+        process.send_signal(signal.SIGINT)
+        assert any("deleting what was made" in line for line in process.stderr)
+        time.sleep(0.3)  # whoever says it twice within less means it once
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(PATIENCE) == 130, said
+        held.close()
+    assert f"jobs are left in the queue {PREFIX}" in said
+    assert f"--yes --dsn {file}`" in said
+    assert "Traceback" not in said
+
+
 def test_when_it_is_killed_its_workers_give_back_what_they_hold_and_end(dsn: str) -> None:
     with running(*SLOW) as process:
         assert eventually(lambda: ours(dsn, Status.PROCESSING) == 4, PATIENCE)
@@ -181,7 +204,7 @@ def refused(done: Done, code: int, *parts: str) -> None:
 
 @pytest.mark.parametrize("command", ["throughput", "latency", "sweep"])
 def test_it_says_what_it_will_do_and_does_nothing_unless_it_may(run: Run, file: str, command: str) -> None:
-    refused(run("bench", command, "--jobs", "7"), 2, "of at most 7 jobs", "No other queue is touched", "--yes")
+    refused(run("bench", command, "--jobs", "700"), 2, "of at most 700 jobs", "No other queue is touched", "--yes")
     assert everything(file) == ([], [], [])
 
 
@@ -194,7 +217,7 @@ def test_a_question_that_is_answered_with_no_writes_nothing(file: str) -> None:
 
 
 def test_a_terminal_is_asked_and_then_told_how_far_it_is(file: str) -> None:
-    words = ["-c", "1", "--prefetch", "0", "--processes", "1", "--jobs", "5", "--rounds", "1"]
+    words = ["-c", "1", "--prefetch", "0", "--processes", "1", "--jobs", "100", "--rounds", "1"]
     with in_terminal("bench", "sweep", *words) as terminal:
         terminal.press("y\n")
         assert terminal.ended() == 0, terminal.shown
@@ -227,9 +250,41 @@ def test_a_plot_that_can_not_be_written_is_refused_before(run: Run, file: str, n
     refused(run("bench", "sweep", "--yes", "--plot", name), 2, says)
 
 
+def test_a_matplotlib_that_is_broken_is_told_in_one_line_before(
+    run: Run, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    done = run("bench", "sweep", "--yes", "--plot", "sweep.png")
+    refused(done, 1, "Error: matplotlib can't draw: ModuleNotFoundError")
+    assert done.err.count("\n") == 1
+    assert everything(file) == ([], [], [])
+
+
+def test_a_file_that_can_not_be_opened_is_no_place_for_a_plot(run: Run, file: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.png").symlink_to("no/such/folder.png")
+    refused(run("bench", "sweep", "--yes", "--plot", "sweep.png"), 2, "nothing can be written")
+
+
+def test_a_look_whether_a_plot_can_be_written_changes_nothing(run: Run, file: str, tmp_path: Path) -> None:
+    (tmp_path / "old.png").write_bytes(b"old")
+    for name in ("old.png", "new.png"):
+        refused(run("bench", "sweep", "--plot", name), 2, "--yes")
+    assert (tmp_path / "old.png").read_bytes() == b"old"
+    assert not (tmp_path / "new.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "enough"),
+    [(["throughput", "-c", "50"], 150), (["sweep", "-c", "5000", "--processes", "2", "--handler-ms", "20"], 30_000)],
+)
+def test_slots_that_would_run_a_job_or_two_are_too_many(run: Run, file: str, words: list[str], enough: int) -> None:
+    refused(run("bench", *words, "--yes", "--jobs", str(enough - 1)), 2, f"say --jobs {enough}")
+    assert everything(file) == ([], [], [])
+
+
 @pytest.mark.parametrize(
     "words",
-    [["--jobs", "0"], ["--seconds", "0"], ["--rounds", "0"], ["-c", "0"], ["--processes", "0"], ["--prefetch", "-1"]],
+    [["--jobs", "99"], ["--seconds", "0"], ["--rounds", "0"], ["-c", "0"], ["--processes", "0"], ["--prefetch", "-1"]],
 )
 def test_bounds_that_are_none_are_usage_errors(run: Run, file: str, words: Sequence[str]) -> None:
     refused(run("bench", "throughput", "--yes", *words), 2, words[0])
@@ -254,7 +309,7 @@ def test_throughput_says_jobs_per_second_in_and_out(run: Run, file: str) -> None
         assert len(each["rounds"]) == 2
         assert each["jobs_per_second"] > 0
         assert each["cpu_per_job"] > 0
-        assert all(turn["jobs"] >= 20 and turn["seconds"] > 0 for turn in each["rounds"])
+        assert all(turn["jobs"] >= 100 and turn["seconds"] > 0 for turn in each["rounds"])
 
 
 def test_throughput_is_a_table_for_people(run: Run, file: str) -> None:
@@ -296,9 +351,79 @@ def test_a_sweep_advises_one_of_what_it_tried_and_draws_it(run: Run, file: str, 
 
 
 def test_a_sweep_is_a_heat_map_with_code_to_paste_for_people(run: Run, file: str) -> None:
-    done = run("bench", "sweep", *ONCE, "-c", "1", "-c", "4", "--prefetch", "10", "--processes", "2")
+    words = ["-c", "1", "-c", "4", "--prefetch", "10", "--processes", "2", "--backend", "trio"]
+    done = run("bench", "sweep", *ONCE, *words)
     assert "2 processes\n" in done.out
     assert max(map(len, done.out.splitlines())) <= 100
     assert "\x1b" not in done.out
     assert "Worker(queue, concurrency=" in done.out
-    assert "--prefetch 10 --processes 2\n" in done.out
+    assert "prefetch=10)  # in each of 2 processes\n" in done.out
+    assert "--prefetch 10 --processes 2 --backend trio\n" in done.out
+
+
+def test_a_plot_that_fails_in_the_end_costs_nothing_but_the_plot(
+    run: Run, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise _heat.PlotFailed(ValueError("too large"))
+
+    monkeypatch.setattr(_heat, "plot", fail)
+    words = ["sweep", *ONCE, "-c", "1", "--prefetch", "0", "--processes", "1", "--plot", "sweep.png", "--json"]
+    done = run("bench", *words)
+    assert done.code == 1
+    assert done.data["advice"]
+    assert done.err.endswith("Error: matplotlib can't draw: ValueError: too large\n")
+
+
+TRACEBACK = """\
+  + Exception Group Traceback (most recent call last):
+  |   File "child.py", line 1, in main
+  | ExceptionGroup: unhandled errors in a TaskGroup (1 sub-exception)
+  +-+---------------- 1 ----------------
+    | Traceback (most recent call last):
+    | creche.errors.StorageUnavailable: postgresql://app:secret@db/jobs said nothing
+    +------------------------------------
+"""
+
+
+@pytest.mark.parametrize(
+    ("tail", "last"),
+    [
+        (TRACEBACK, "creche.errors.StorageUnavailable: postgresql://app:***@db/jobs said nothing"),
+        ("Traceback:\nZeroDivisionError: division by zero\n", "ZeroDivisionError: division by zero"),
+        ("", "ended without an answer, nor a word"),
+    ],
+)
+def test_a_process_that_fails_is_quoted_line_by_line_and_its_last_word_ends_the_command(
+    run: Run, file: str, monkeypatch: pytest.MonkeyPatch, tail: str, last: str
+) -> None:
+    async def fail(*_: object) -> Work:
+        raise ChildFailed("creche", "ended without an answer", tail)
+
+    monkeypatch.setattr(guests, "dispatched", fail)
+    monkeypatch.setattr(guests, "LATE", 0.0)
+    done = run("bench", "throughput", *ONCE, "-c", "1")
+    assert done.code == 1
+    *said, end = done.err.splitlines()
+    assert end.startswith("Error: creche ended without an answer")
+    assert end.endswith(last)
+    assert "secret" not in done.err
+    assert [line[2:] for line in said[len(said) - len(tail.splitlines()) :]] == tail.replace(
+        "secret", "***"
+    ).splitlines()
+    assert everything(file) == ([], [], [])
+
+
+def test_runs_that_are_out_of_jobs_early_are_told_and_others_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    def work(jobs: int, seconds: float) -> Work:
+        answer = Answer(count=jobs, began=0.0, ended=seconds, closed=seconds, cpu=0.0, rss=0)
+        return Work(jobs=jobs, seconds=seconds, answers=[answer], server=Reading())
+
+    order = Order(role="drain", dsn="memory://", jobs=5_000, limit=2.0)
+    long = [work(5_000, 1.1), work(300, 0.2)]
+    own_up(long, order)
+    assert not capsys.readouterr().err
+    own_up([*long, work(5_000, 0.301)], order)
+    assert capsys.readouterr().err == (
+        "out of jobs early in 1 of 3 runs, once after 0.3 of 2 s, little to judge by: say --jobs 34000\n"
+    )

@@ -8,7 +8,8 @@ One panel for each number of processes and each length of a handler; concurrency
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from creche.bench._settings import Cell, Choice
-from creche.errors import MissingExtra
+from creche.errors import ConfigurationError, MissingExtra
 
 SHADES: Final = "░▒▓█"  # up to a quarter of the best rate, a half, three quarters, all of it
 # Tones from the middle of the scale, which can be read on white and on black.
@@ -29,6 +30,18 @@ _LONG: Final = 9  # characters for a number and a bar, below which it is 12.3k i
 _LABELS: Final = 12  # characters of what stands before a row
 _AROUND: Final = 4  # characters beside number and bar: brackets, a star, a blank
 _INCHES: Final = (1.15, 0.42)  # of a cell of the PNG
+
+
+class PlotFailed(ConfigurationError):
+    """What draws the PNG is installed, and does not do it.
+
+    Attributes:
+        error: what it raised.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        super().__init__(f"matplotlib can't draw: {type(error).__name__}: {error}")
 
 
 @frozen(kw_only=True)
@@ -86,21 +99,26 @@ def panels(cells: Sequence[Cell], choices: Sequence[Choice]) -> Iterator[Panel]:
 # --- in a terminal ------------------------------------------------------------------------------------------
 
 
-def drawn(panel: Panel, *, width: int = 80) -> Iterator[Table]:
-    """Yield a panel as tables of so many columns: one, or several where too many prefetches were tried."""
+def drawn(panel: Panel, empty: Callable[[], Table], *, width: int = 80) -> Iterator[Table]:
+    """Yield a panel as tables of so many columns: one, or several where too many prefetches were tried.
+
+    Args:
+        panel: which.
+        empty: returns an empty table.
+        width: columns.
+    """
     tables = -(-len(panel.columns) // _ABREAST)
     size = -(-len(panel.columns) // tables)
     for start in range(0, len(panel.columns), size):
-        yield _table(panel, panel.columns[start : start + size], width)
+        yield _filled(empty(), panel, panel.columns[start : start + size], width)
 
 
-def _table(panel: Panel, prefetches: Sequence[int], width: int) -> Table:
+def _filled(table: Table, panel: Panel, prefetches: Sequence[int], width: int) -> Table:
     room = (width - _LABELS) // len(prefetches) - _AROUND
     cells = [[panel.cells[concurrency, prefetch] for prefetch in prefetches] for concurrency in panel.rows]
     rates = [[_rate(cell.rate, short=room < _LONG) for cell in row] for row in cells]
     numbers = max(len(rate) for row in rates for rate in row)
     bars = max(1, min(_WIDEST, room - numbers))
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("\nCONCURRENCY", justify="right", no_wrap=True)
     for place, prefetch in enumerate(prefetches):
         table.add_column(f"{'' if place else ' PREFETCH'}\n {prefetch:>{numbers}}", no_wrap=True)
@@ -132,9 +150,18 @@ def _cell(panel: Panel, cell: Cell, words: str, width: int) -> Text:
 
 
 def require_matplotlib() -> None:
-    """Raise MissingExtra unless what draws the PNG is installed."""
+    """Import what draws the PNG.
+
+    Raises:
+        MissingExtra: it is not installed.
+        PlotFailed: it is, and can't be imported.
+    """
     if find_spec("matplotlib") is None:
         raise MissingExtra("bench", "matplotlib")
+    try:
+        import_module("matplotlib.figure")
+    except Exception as error:
+        raise PlotFailed(error) from error
 
 
 def plot(path: Path, shown: Sequence[Panel], *, title: str) -> None:
@@ -142,9 +169,16 @@ def plot(path: Path, shown: Sequence[Panel], *, title: str) -> None:
 
     Raises:
         MissingExtra: matplotlib is not installed.
-        OSError: the file can't be written.
+        PlotFailed: it can't be imported, or drawn with, or the file can't be written.
     """
     require_matplotlib()
+    try:
+        _plot(path, shown, title)
+    except Exception as error:
+        raise PlotFailed(error) from error
+
+
+def _plot(path: Path, shown: Sequence[Panel], title: str) -> None:
     from matplotlib.figure import Figure
 
     across = sorted({panel.processes for panel in shown})

@@ -1,19 +1,26 @@
-"""What the commands of `creche bench` say alike: how far they are, what a job cost, and on what it was measured.
+"""What the commands of `creche bench` say alike: how far they are, which runs were too short, what a job cost, and on
+what it was measured.
 
 It prints no figures.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from creche.cli._bench._options import MOST
+from creche.cli._chosen import counted
 from creche.cli._display import can_draw, console_of_words, say
 
 if TYPE_CHECKING:
     from creche.bench._measure import Work
+    from creche.bench._orders import Order
+
+_SHORT: Final = 0.5  # of the time that a run had: what lasts less is its beginning and its end, mostly
 
 
 @contextmanager
@@ -34,6 +41,18 @@ def news(number: int) -> Generator[Callable[[str], None]]:
             yield counting(line.update)
     else:
         yield counting(say)
+
+
+def own_up(drains: Sequence[Work], order: Order) -> None:
+    """Say so where the jobs were gone long before the time was: it is `--jobs` then that was measured with."""
+    limit = order.limit or 0.0
+    short = [work for work in drains if work.jobs >= order.jobs and work.seconds < _SHORT * limit]
+    if not short:
+        return
+    first = min(work.seconds for work in short)
+    jobs = min(MOST, max(math.ceil(work.rate * limit / 1_000) * 1_000 for work in short))
+    where = f"{len(short)} of {counted(len(drains), 'run')}"
+    say(f"out of jobs early in {where}, once after {first:.2g} of {limit:g} s, little to judge by: say --jobs {jobs}")
 
 
 def measured_on() -> Mapping[str, Any]:

@@ -15,14 +15,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 CONCURRENCY: Final = click.IntRange(1, 10_000)
 PREFETCH: Final = click.IntRange(0, 10_000)
 PROCESSES: Final = click.IntRange(1, 64)
+MOST: Final = 1_000_000  # jobs of a run
+FEW: Final = 100  # jobs, of fewer of which no rate can be told
 
 
-def bounded(*, jobs: int, seconds: float) -> Callable[[F], F]:
-    """Add the bounds of each run, with these defaults."""
+def bounded(*, jobs: int, seconds: float, least: int = 1) -> Callable[[F], F]:
+    """Add the bounds of each run, with these defaults, and at least so many jobs: of a few no rate can be told."""
     options = (
         click.option(
             "--jobs",
-            type=click.IntRange(1, 1_000_000),
+            type=click.IntRange(least, MOST),
             default=jobs,
             show_default=True,
             metavar="N",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
-from creche.cli._bench._news import cost, measured_on, news
-from creche.cli._bench._options import CONCURRENCY, PREFETCH, PROCESSES, bounded, manner, repeated
-from creche.cli._bench._visit import CALLERS, as_guest, ask, order_of
+from creche.cli._bench._news import cost, measured_on, news, own_up
+from creche.cli._bench._options import CONCURRENCY, FEW, PREFETCH, PROCESSES, bounded, manner, repeated
+from creche.cli._bench._visit import CALLERS, as_guest, ask, order_of, require_turns
 from creche.cli._display import FAINT, console_of_data, print_json, text_of
 from creche.cli._tables import new_table
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--prefetch", type=PREFETCH, default=2_000, show_default=True, metavar="N", help="Jobs reserved ahead, at most."
 )
-@bounded(jobs=5_000, seconds=2.0)
+@bounded(jobs=50_000, seconds=2.0, least=FEW)
 @repeated
 @manner
 def throughput(  # noqa: PLR0917 - click gives them by name
@@ -57,6 +57,7 @@ def throughput(  # noqa: PLR0917 - click gives them by name
     Dispatched one at a time, by 16 callers at once, and a thousand at a time; then run by workers whose handlers do
     nothing, at each concurrency. CPU is what the process computes per job.
     """
+    require_turns(jobs, max(concurrency) * processes)
     runs = [*_dispatches(), *_drains(dict.fromkeys(concurrency), processes, prefetch)]
     order = order_of(dsn, backend, jobs=jobs, seconds=seconds)
     ask(dsn, len(runs), rounds, order, yes=yes)
@@ -65,6 +66,7 @@ def throughput(  # noqa: PLR0917 - click gives them by name
         print_json({"measured": measured_on(), "runs": [_run_json(run, works) for run, works in found.items()]})
     else:
         _print_runs(found)
+    own_up([work for run, works in found.items() if run.facts["kind"] == "drain" for work in works], order)
 
 
 @frozen(eq=False)
