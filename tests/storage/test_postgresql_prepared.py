@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from typing import Any
 
 import anyio
@@ -147,6 +148,17 @@ async def test_a_kept_plan_that_has_become_slow_is_forgotten(
         await single.stats()  # with which the server is told
         assert await single._calls.run(prepared) == []
         monkeypatch.setattr(module, "SLOW", 60.0)
+        for _ in range(OFTEN + 1):
+            await reserve(single, "empty")
+        assert await single._calls.run(prepared) == ["reserve"]
+
+
+async def test_on_a_server_that_is_far_away_the_plan_is_kept_too(
+    postgresql_dsn: str, storage: PostgreSQLStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = count()
+    monkeypatch.setattr(module, "monotonic", lambda: 2 * module.SLOW * next(ticks))
+    async with PostgreSQLStorage(f"{postgresql_dsn}&pool_size=1") as single:
         for _ in range(OFTEN + 1):
             await reserve(single, "empty")
         assert await single._calls.run(prepared) == ["reserve"]

@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import IO, Final, cast
 
 import anyio
@@ -129,7 +128,6 @@ async def child(
     *,
     name: str = "creche",
     environment: Mapping[str, str] | None = None,
-    folder: Path | None = None,
 ) -> AsyncGenerator[Child]:
     """Start a process with an order, and give it out when it is ready. It is gone at the end of the block, and so is
     what it started.
@@ -142,7 +140,6 @@ async def child(
         command: what to start; creche's own if none is given.
         name: what to call it in errors.
         environment: more variables.
-        folder: where it runs.
 
     Raises:
         ChildFailed: it could not be started, or did not get ready.
@@ -155,7 +152,6 @@ async def child(
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env={**os.environ, **(environment or {})},
-                cwd=folder,
                 start_new_session=True,
             )
         except OSError as error:

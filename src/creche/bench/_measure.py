@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from pathlib import Path
 from typing import Final
 
 import anyio
@@ -48,19 +47,17 @@ class Contestant:
         name: for tables.
         command: what keeps the protocol.
         environment: more variables for it.
-        folder: where it runs.
         patience: seconds from "go" to the last answer of a run; then it has failed.
     """
 
     name: str = "creche"
     command: Sequence[str] = OURS
     environment: Mapping[str, str] = field(factory=dict[str, str])
-    folder: Path | None = None
     patience: float = PATIENCE
 
     def child(self, order: Order) -> AbstractAsyncContextManager[Child]:
         """Start a process of it; see `child`."""
-        return child(order, self.command, name=self.name, environment=self.environment, folder=self.folder)
+        return child(order, self.command, name=self.name, environment=self.environment)
 
 
 CRECHE: Final = Contestant()
