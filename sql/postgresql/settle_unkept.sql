@@ -6,7 +6,7 @@
 -- queues of which something is set are probed by row, for a join would read all of them.
 WITH ended AS MATERIALIZED (
     SELECT *
-      FROM json_to_recordset(%(leases)s::json) AS l (id uuid, token bigint, nonce bigint)
+      FROM unnest(%(ids)s::uuid[], %(tokens)s::bigint[], %(nonces)s::bigint[]) AS e (id, token, nonce)
 ), gone AS (
     DELETE FROM creche_jobs AS j
      USING ended AS e

@@ -140,7 +140,8 @@ CALLBACKS: Final = [
                 "            OR j.callbacks IS NULL  -- also after waiting for whoever was recording some\n"
                 "               AND NOT EXISTS (",
                 "            OR NOT EXISTS (",
-            )
+            ),
+            Edit("sql/postgresql/complete.sql", "       AND j.callbacks IS NULL\n", ""),
         ],
         tests=[
             "tests/storage/test_postgresql_callbacks.py::test_a_settle_waits_for_the_callback_that_is_being_recorded_and_writes_it"

@@ -239,23 +239,32 @@ UNKEPT: Final = [
 ]
 
 ALIKE: Final = [
-    Defect(
-        name="alike-without-token",
-        breaks="whoever was overtaken completes the job that somebody else runs",
-        edits=[Edit(MYSQL_ROWS, "token = {token} AND nonce", "nonce")],
-        tests=[kept("mysql", "test_to_settle_token_and_nonce_must_both_be_right")],
+    *in_each(
+        "alike-without-token",
+        "whoever was overtaken completes the job that somebody else runs",
+        "test_to_settle_token_and_nonce_must_both_be_right",
+        {
+            "postgresql": Edit("sql/postgresql/complete.sql", "       AND j.token = e.token\n", ""),
+            "mysql": Edit(MYSQL_ROWS, "token = {token} AND nonce", "nonce"),
+        },
     ),
-    Defect(
-        name="alike-without-random-bits",
-        breaks="after a failover that lost the reserve, two holders have the same token, and both complete the job",
-        edits=[Edit(MYSQL_ROWS, "token = {token} AND nonce = {nonce} AND id", "token = {token} AND id")],
-        tests=[kept("mysql", "test_to_settle_token_and_nonce_must_both_be_right")],
+    *in_each(
+        "alike-without-random-bits",
+        "after a failover that lost the reserve, two holders have the same token, and both complete the job",
+        "test_to_settle_token_and_nonce_must_both_be_right",
+        {
+            "postgresql": Edit("sql/postgresql/complete.sql", "       AND j.nonce = e.nonce\n", ""),
+            "mysql": Edit(MYSQL_ROWS, "token = {token} AND nonce = {nonce} AND id", "token = {token} AND id"),
+        },
     ),
-    Defect(
-        name="alike-with-callbacks",
-        breaks="what was to follow a job that ends with many others never runs",
-        edits=[Edit("sql/mysql/complete.sql", "   AND callbacks IS NULL\n", "")],
-        tests=[kept("mysql", "test_of_a_batch_that_ends_alike_each_job_keeps_what_is_its_own")],
+    *in_each(
+        "alike-with-callbacks",
+        "what was to follow a job that ends with many others never runs",
+        "test_of_a_batch_that_ends_alike_each_job_keeps_what_is_its_own",
+        {
+            "postgresql": Edit("sql/postgresql/complete.sql", "       AND j.callbacks IS NULL\n", ""),
+            "mysql": Edit("sql/mysql/complete.sql", "   AND callbacks IS NULL\n", ""),
+        },
     ),
     Defect(
         name="alike-asks-nothing",
@@ -283,11 +292,18 @@ ALIKE: Final = [
         edits=[Edit(BATCHES, "each.event is Event.SUCCEED and each.result == result", "each.event is Event.SUCCEED")],
         tests=[kept("mysql", "test_of_a_batch_that_ends_alike_each_job_keeps_what_is_its_own")],
     ),
-    Defect(
-        name="alike-wakes-nobody",
-        breaks="whoever waits for one of many jobs that end together looks again only after a second",
-        edits=[Edit("sql/mysql/watched.sql", " WHERE job_id IN (%(ids)s)", " WHERE FALSE AND job_id IN (%(ids)s)")],
-        tests=[kept("mysql", "test_each_job_of_a_batch_wakes_its_own_watchers")],
+    *in_each(
+        "alike-wakes-nobody",
+        "whoever waits for one of many jobs that end together looks again only after a second",
+        "test_each_job_of_a_batch_wakes_its_own_watchers",
+        {
+            "postgresql": Edit(
+                "sql/postgresql/complete.sql", " WHERE w.job_id = ANY", " WHERE false AND w.job_id = ANY"
+            ),
+            "mysql": Edit(
+                "sql/mysql/watched.sql", " WHERE job_id IN (%(ids)s)", " WHERE FALSE AND job_id IN (%(ids)s)"
+            ),
+        },
     ),
 ]
 

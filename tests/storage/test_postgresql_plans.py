@@ -123,6 +123,13 @@ BY_ID: Final[set[str]] = set()
 
 BY_QUEUE: Final = {"creche_jobs_ready", "creche_jobs_due", "creche_jobs_pkey", "creche_queues_pkey"}
 
+# As arrays of any making: which one, no plan asks.
+COLUMNS: Final = {
+    "ids": [lease.job_id for lease in LEASES],
+    "tokens": [lease.token for lease in LEASES],
+    "nonces": [lease.nonce for lease in LEASES],
+}
+
 # The statement, its parameters, and the indexes it can't do without.
 HOT: Final[dict[str, tuple[str, dict[str, Any], set[str]]]] = {
     "reserve": ("reserve", {**RESERVE, "queues": ["q1"]}, BY_QUEUE),
@@ -147,7 +154,8 @@ HOT: Final[dict[str, tuple[str, dict[str, Any], set[str]]]] = {
         {"settlements": settlements_document(SETTLEMENTS), "kept": ERRORS_KEPT, "horizon": WAKE_HORIZON},
         BY_ID,
     ),
-    "settle what is not kept": ("settle_unkept", {"leases": leases_document(LEASES)}, BY_ID),
+    "complete": ("complete", {**COLUMNS, "result": "null"}, BY_ID),
+    "settle what is not kept": ("settle_unkept", COLUMNS, BY_ID),
     "settled before": ("settled_before", {"leases": leases_document(LEASES)}, BY_ID),
     "insert": ("insert", {"jobs": jobs_document(JOBS), "horizon": WAKE_HORIZON}, set()),
     "find standing": (

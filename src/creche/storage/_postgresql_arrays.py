@@ -1,17 +1,18 @@
-"""New jobs as the columns that insert_plain.sql takes, arrays in the binary form that PostgreSQL itself sends; a single
-one as plain values, for insert_one.sql.
+"""New jobs as the columns that insert_plain.sql takes, and leases as those of complete.sql, arrays in the binary form
+that PostgreSQL itself sends; a single job as plain values, for insert_one.sql.
 
 It runs no statement, and knows of jobs only what stands in those columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 from typing import Any, Final
 from uuid import UUID
 
-from creche._job import AlikeJobs, NewJob
+from creche._job import AlikeJobs, Lease, NewJob
+from creche.storage._batches import lease_order
 from creche.storage._psycopg import BinaryArray
 
 # What one statement has at most: jobs, and bytes of payload (of a single job, as many as it has).
@@ -19,11 +20,13 @@ CHUNK: Final = 1_000
 CHUNK_BYTES: Final = 4 << 20
 
 # Types by their numbers, which are the same in every database (pg_type.dat).
-_INT2, _INT4, _TEXT, _JSON, _UUID = 21, 23, 25, 114, 2950
+_INT8, _INT2, _INT4, _TEXT, _JSON, _UUID = 20, 21, 23, 25, 114, 2950
 
 _HEADER: Final = Struct("!iiIii")  # dimensions, whether any is NULL, the type, how many, the number of the first
 _SIZE: Final = Struct("!i").pack
 _SHORT: Final = Struct("!h").pack
+_SIZED_LONG: Final = Struct("!iq").pack
+_UUID_SIZE: Final = _SIZE(16)
 
 
 def are_plain(jobs: Sequence[NewJob]) -> bool:
@@ -104,6 +107,23 @@ def _alike_arrays(jobs: AlikeJobs) -> dict[str, Any]:
         "priorities": _repeated(_INT2, _SHORT(like.priority), count),
         "max_attempts": _repeated(_INT4, _SIZE(like.max_attempts), count),
     }
+
+
+def leases(some: Iterable[Lease]) -> dict[str, Any]:
+    """Return the columns of leases, at least one, sorted: rows are locked in one order."""
+    ordered = sorted(some, key=lease_order)
+    header, count = _HEADER.pack, len(ordered)
+    ids = b"".join([_UUID_SIZE + lease.job_id.int.to_bytes(16) for lease in ordered])
+    return {
+        "ids": BinaryArray(header(1, 0, _UUID, count, 1) + ids),
+        "tokens": _longs([lease.token for lease in ordered]),
+        "nonces": _longs([lease.nonce for lease in ordered]),
+    }
+
+
+def _longs(numbers: Sequence[int]) -> BinaryArray:
+    values = b"".join([_SIZED_LONG(8, number) for number in numbers])
+    return BinaryArray(_HEADER.pack(1, 0, _INT8, len(numbers), 1) + values)
 
 
 def _encoded(names: Sequence[str]) -> list[bytes]:

@@ -1,19 +1,23 @@
 """Ends of attempts on PostgreSQL: written, with the callbacks that they call for. It wakes nobody and commits nothing.
 
-Nearly always one statement; a second round trip is for jobs that have callbacks, and for leases that were lost.
+Nearly always one statement: what is kept for no time is deleted, what is alike completed. Another round trip is for
+what is neither, one for jobs that have callbacks, and for leases that were lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import Any
 
 from attrs import field, frozen
 
 from creche._job import ERRORS_KEPT, WAKE_HORIZON, Lease, Retention, Settlement
-from creche.storage._batches import unkept
+from creche.storage._batches import alike, unkept
+from creche.storage._postgresql_arrays import leases as lease_arrays
 from creche.storage._postgresql_calls import Row, Runner
 from creche.storage._postgresql_documents import by_lease, leases_document, settlements_document
+from creche.storage._rows import settlement_columns
 
 
 @frozen
@@ -46,21 +50,20 @@ async def end_attempts(
         retention: whether those that succeed are kept.
         now: stands in for the database's clock.
     """
-    left = settlements
-    if ended.written:
-        left = [settlement for settlement in left if settlement.lease not in ended.written]
+    left: Sequence[Settlement] = [each for each in settlements if each.lease not in ended.written]
     if short := unkept(left, retention):
         await _delete(runner, short, ended)
         left = [settlement for settlement in left if settlement.lease not in ended.written]
-    if not left:
-        return
-    parameters = {
-        "settlements": settlements_document(left),
-        "kept": ERRORS_KEPT,
-        "horizon": WAKE_HORIZON,
-        "now": now,
-    }
-    left = _note(left, await runner.rows("settle", parameters), ended)
+    left_over: Sequence[Settlement] = ()
+    if same := alike(left):
+        left_over = await _complete(runner, same, ended, now=now)
+        others = {settlement.lease for settlement in same}
+        left = [settlement for settlement in left if settlement.lease not in others]
+    parameters: dict[str, Any] = {"kept": ERRORS_KEPT, "horizon": WAKE_HORIZON, "now": now}
+    if left:
+        parameters["settlements"] = settlements_document(left)
+        left = _note(left, await runner.rows("settle", parameters), ended)
+    left = [*left, *left_over]
     if not left:
         return
     leases = [settlement.lease for settlement in left]
@@ -80,8 +83,17 @@ async def end_attempts(
 
 async def _delete(runner: Runner, settlements: Collection[Settlement], ended: Ended) -> None:
     leases = [settlement.lease for settlement in settlements]
-    left = by_lease(await runner.rows("settle_unkept", {"leases": leases_document(leases)}))
+    left = by_lease(await runner.rows("settle_unkept", lease_arrays(leases)))
     ended.written.update([lease for lease in leases if lease not in left] if left else leases)
+
+
+async def _complete(
+    runner: Runner, settlements: Sequence[Settlement], ended: Ended, *, now: datetime | None
+) -> Sequence[Settlement]:
+    """End attempts that succeeded with the same result; return those that were left: lost, or with callbacks."""
+    result = settlement_columns(settlements[0]).result
+    parameters = lease_arrays(settlement.lease for settlement in settlements) | {"result": result, "now": now}
+    return _note(settlements, await runner.rows("complete", parameters), ended)
 
 
 def _note(settlements: Sequence[Settlement], answer: Sequence[Row], ended: Ended) -> Sequence[Settlement]:

@@ -445,6 +445,7 @@ class Connection(AsyncConnection[Row]):
         plain: tuple[Any, Any] = tuple_row, AsyncCursor
         self.row_factory, self.cursor_factory = plain
         self._adapters = AdaptersMap(psycopg.adapters)
+        self._adapters.register_dumper(BinaryArray, _BinaryArrayDumper)  # a type that nobody else knows
         self._prepared = PrepareManager()
         self.prepare_threshold = None
         self._notify_handlers.clear()
