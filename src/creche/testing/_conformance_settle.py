@@ -287,10 +287,10 @@ class SettleConformance(Suite):
         answer = await storage.settle(batch, now=at(1))
         assert answer.accepted == {cached, second, followed, *plain, apart, failed}
         assert answer.lost == {gone, *nobodys}
+        assert (await storage.find([callback.id])).keys() == {callback.id}
         assert await storage.settle(batch, now=at(2)) == answer, "sent again, for the answer was lost"
 
         records = {record.id: record for record in await storage.list(JobFilter(), 100)}
-        assert callback.id in records
         for lease in (cached, second, followed, *plain):
             record = records[lease.job_id]
             assert (record.status, record.result, record.locked_by) == (Status.COMPLETED, b"null", None)
