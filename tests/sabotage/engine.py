@@ -104,7 +104,7 @@ RENEWALS: Final = [
     Defect(
         name="watchdog-renews-nothing",
         breaks="a handler that blocks the event loop for longer than the lease is run twice",
-        edits=[Edit("src/creche/_watchdog.py", "each.secure(until)", "pass")],
+        edits=[Edit("src/creche/_watchdog.py", "extend([each.lease for each in held], self", "extend([], self")],
         tests=["tests/engine/test_watchdog.py::test_a_handler_that_blocks_the_loop_for_three_leases_runs_once"],
     ),
     Defect(
