@@ -291,7 +291,7 @@ def test_channels_fit_and_differ() -> None:
 async def test_a_producer_that_ends_at_once_has_woken_the_others(dsn: str, storage: PostgreSQLStorage) -> None:
     async with storage, storage.listen(["q"]) as listener:
         async with PostgreSQLStorage(dsn) as producer:
-            await producer.insert(jobs(1, queue_name="q"))
+            await producer.insert(jobs(2, queue_name="q"))  # of one alone its own statement tells
         with anyio.fail_after(SOON):
             assert await listener.wait() == {"q"}
 
